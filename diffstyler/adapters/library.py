@@ -1,0 +1,105 @@
+"""A folder of fitted LoRAs: each found by the picture it was fitted to, the model and the settings."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+RECORD_NAME = "diffstyler.json"
+
+
+@dataclass(frozen=True)
+class LoRAIdentity:
+    """What determines a fitted LoRA: two with equal identity have equal weights.
+
+    ``role`` is "style" or "content"; ``picture`` and ``model`` are sha256 (hex); ``settings`` are plain JSON values.
+    """
+
+    role: str
+    name: str
+    picture: str
+    model: str
+    settings: dict
+
+    @property
+    def key(self) -> str:
+        """sha256 over everything but the picture's file name."""
+        fields = {key: value for key, value in asdict(self).items() if key != "name"}
+        return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def folder_name(self) -> str:
+        return f"{re.sub(r'[^A-Za-z0-9_-]+', '_', self.name)[:48]}-{self.key[:12]}"
+
+
+@dataclass(frozen=True)
+class FittedLoRA:
+    """A finished LoRA folder and what its record says."""
+
+    folder: Path
+    identity: LoRAIdentity
+
+    @property
+    def prompt(self) -> str:
+        """The prompt that it was fitted with."""
+        return self.identity.settings.get("prompt", "")
+
+
+class LoRALibrary:
+    """The LoRAs in ``lora_dir``, one folder each; a folder is there only when it is complete."""
+
+    def __init__(self, lora_dir: Path) -> None:
+        self.lora_dir = lora_dir
+
+    def entries(self) -> list[FittedLoRA]:
+        """All finished LoRAs, by folder name."""
+        return [read_record(file.parent) for file in sorted(self.lora_dir.glob(f"*/{RECORD_NAME}"))]
+
+    def get(self, identity: LoRAIdentity) -> FittedLoRA | None:
+        """The LoRA with exactly this identity (under whatever picture name), or None."""
+        for file in sorted(self.lora_dir.glob(f"*-{identity.key[:12]}/{RECORD_NAME}")):
+            entry = read_record(file.parent)
+            if entry.identity.key == identity.key:
+                return entry
+        return None
+
+    def state_file(self, identity: LoRAIdentity) -> Path:
+        """Where the unfinished LoRA keeps its state."""
+        return self.lora_dir / ".unfinished" / f"{identity.key}.pt"
+
+    def publish(self, identity: LoRAIdentity, write: Callable[[Path], None]) -> FittedLoRA:
+        """Let ``write`` fill a folder beside the library's, add the record, and move it in as a whole."""
+        folder = self.lora_dir / identity.folder_name
+        partial = self.lora_dir / ".unfinished" / f"{identity.key}.folder"
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        write(partial)
+        (partial / RECORD_NAME).write_text(json.dumps(asdict(identity), indent=2, sort_keys=True) + "\n")
+        for file in partial.iterdir():
+            _flush(file)
+        partial.replace(folder)
+        self.state_file(identity).unlink(missing_ok=True)
+        return FittedLoRA(folder, identity)
+
+
+def read_record(folder: Path) -> FittedLoRA:
+    """The record of one LoRA folder.
+
+    Raises:
+        ValueError: the record is damaged.
+    """
+    try:
+        return FittedLoRA(folder, LoRAIdentity(**json.loads((folder / RECORD_NAME).read_text())))
+    except (json.JSONDecodeError, TypeError) as error:
+        raise ValueError(f"{folder / RECORD_NAME} is damaged ({error}); delete the folder and fit again") from error
+
+
+def _flush(file: Path) -> None:
+    with file.open("rb") as opened:
+        os.fsync(opened.fileno())

@@ -1,0 +1,256 @@
+"""Many LoRAs on one frozen model: each row of a forward runs under its own adapter.
+
+LoRA (Hu et al. 2021): y = W x + s B A x with s = alpha / rank. Here N adapters are the N rows of one matrix, and
+every target module sees its slice of it as stacked ``A (N, r, in)`` and ``B (N, out, r)``, so that one batched matrix
+product serves all adapters of a step. One row holds one whole adapter: its gradient norm, its optimizer and its
+checkpoint never touch a neighbor.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from peft import LoraConfig
+from peft.tuners.tuners_utils import check_target_module_exists
+from torch import nn
+from torch.nn import functional
+
+
+@dataclass(frozen=True)
+class Target:
+    """A module that carries LoRA, and where its A and B lie in an adapter's row."""
+
+    name: str
+    module: nn.Linear | nn.Conv2d
+    a_shape: tuple[int, int]
+    b_shape: tuple[int, int]
+    offset: int
+
+    @property
+    def a_end(self) -> int:
+        return self.offset + math.prod(self.a_shape)
+
+    @property
+    def end(self) -> int:
+        return self.a_end + math.prod(self.b_shape)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Which adapter each row of the forward runs under.
+
+    ``slots`` (R,) int64, or None for "the N slots in order, the same number of rows each"; ``strength`` (R,) scales
+    the adapter of each row (0 = base model); modules named in ``without`` run without any adapter.
+    """
+
+    slots: torch.Tensor | None
+    strength: torch.Tensor | None = None
+    without: frozenset[str] = frozenset()
+
+
+class LoRAPack:
+    """N LoRA adapters of one configuration on ``model``.
+
+    Args:
+        model: the frozen model; it is left as it is, adapters act through forward hooks.
+        config: peft's configuration: ``r``, ``target_modules``, ``use_rslora`` and so on.
+        slots: N.
+        device: where the adapters live; the model's device by default.
+        dtype: of the adapters.
+
+    Raises:
+        ValueError: no module matches ``target_modules``, or one is neither linear nor a plain convolution.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        config: LoraConfig,
+        slots: int,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.config = config
+        self.rank = config.r
+        self.targets = find_targets(model, config)
+        size = self.targets[-1].end
+        device = device or next(model.parameters()).device
+        self.flat = torch.zeros(slots, size, device=device, dtype=dtype)
+        self.scale = torch.zeros(slots, device=device, dtype=dtype)
+        self._views = self._split(self.flat)
+        self._rows: Rows | None = None
+        self._handles = [
+            target.module.register_forward_hook(self._hook(index)) for index, target in enumerate(self.targets)
+        ]
+
+    @property
+    def slots(self) -> int:
+        return len(self.flat)
+
+    def detach(self) -> None:
+        """Take the hooks off: the model is as it was."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    @contextmanager
+    def rows(self, rows: Rows) -> Iterator[None]:
+        """Forwards inside run under these adapters; outside, the pack does nothing. Not re-entrant."""
+        assert self._rows is None, "rows() inside rows()"
+        self._rows = rows
+        if self.flat.requires_grad and torch.is_grad_enabled():
+            self._views = self._split(self.flat)  # one split: its backward is one concatenation
+        try:
+            yield
+        finally:
+            self._rows = None
+            self._views = self._split(self.flat.detach()) if self.flat.requires_grad else self._views
+
+    def train(self) -> None:
+        """Let gradients reach the adapters: a backward pass inside :meth:`rows` leaves them in ``self.flat.grad``."""
+        self.flat.requires_grad_(True)
+
+    def init_slot(self, slot: int, *, seed: int, scale: float) -> None:
+        """A from peft's Kaiming-uniform initialization with this seed, B zero: the adapter does nothing yet."""
+        generator = torch.Generator().manual_seed(seed)
+        self.flat.data[slot].zero_()
+        self.scale[slot] = scale
+        for target in self.targets:
+            bound = 1 / math.sqrt(target.a_shape[1])  # kaiming_uniform_(a=√5)
+            a = torch.rand(target.a_shape, generator=generator).mul_(2 * bound).sub_(bound)
+            self.flat.data[slot, target.offset : target.a_end] = a.flatten().to(self.flat)
+
+    def state_dict(self, slot: int) -> dict[str, torch.Tensor]:
+        """The adapter in peft's key names (``<module>.lora_A.weight``), on the CPU, in float32."""
+        state = {}
+        for target in self.targets:
+            row = self.flat.detach()[slot].float().cpu()
+            a = row[target.offset : target.a_end].view(target.a_shape).clone()
+            b = row[target.a_end : target.end].view(target.b_shape).clone()
+            if isinstance(target.module, nn.Conv2d):
+                a = a.view(self.rank, -1, *target.module.kernel_size)
+                b = b.view(-1, self.rank, 1, 1)
+            state[f"{target.name}.lora_A.weight"] = a
+            state[f"{target.name}.lora_B.weight"] = b
+        return state
+
+    def load_slot(self, slot: int, state: dict[str, torch.Tensor], *, scale: float) -> None:
+        """Put an adapter (peft key names, rank at most the pack's) into a slot; smaller ranks are padded with zeros.
+
+        Raises:
+            ValueError: a key names no target of this pack, or a shape does not fit.
+        """
+        self.flat.data[slot].zero_()
+        self.scale[slot] = scale
+        targets = {target.name: target for target in self.targets}
+        for name in sorted({key.rsplit(".lora_", 1)[0] for key in state}):
+            if name not in targets:
+                raise ValueError(
+                    f"the LoRA has weights for {name}, which is not among the modules of this model's pack"
+                )
+            target = targets[name]
+            a = state[f"{name}.lora_A.weight"].flatten(1)
+            b = state[f"{name}.lora_B.weight"].flatten(1)
+            if a.shape[1] != target.a_shape[1] or b.shape[0] != target.b_shape[0] or len(a) > self.rank:
+                raise ValueError(
+                    f"the LoRA's {name} is {b.shape[0]} x {a.shape[1]} (rank {len(a)}); this model has "
+                    f"{target.b_shape[0]} x {target.a_shape[1]}: it was made for another model"
+                )
+            row = self.flat.data[slot]
+            row[target.offset : target.a_end].view(target.a_shape)[: len(a)] = a.to(row)
+            row[target.a_end : target.end].view(target.b_shape)[:, : len(a)] = b.to(row)
+
+    def _split(self, flat: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Each target's A (N, r, in) and B (N, out, r), as views of ``flat``."""
+        shapes = [shape for target in self.targets for shape in (target.a_shape, target.b_shape)]
+        parts = flat.split([math.prod(shape) for shape in shapes], dim=1)
+        views = [part.unflatten(1, shape) for part, shape in zip(parts, shapes, strict=True)]
+        return list(zip(views[::2], views[1::2], strict=True))
+
+    def _hook(self, index: int) -> Callable:
+        target = self.targets[index]
+
+        def add_lora(module: nn.Module, args: tuple[torch.Tensor], output: torch.Tensor) -> torch.Tensor | None:
+            rows = self._rows
+            if rows is None or target.name in rows.without:
+                return None
+            a, b = self._views[index]
+            x = args[0]
+            x = x if isinstance(module, nn.Linear) else _unfold(x, module)
+            return output + _like(self._low_rank(x, a, b, rows), output)
+
+        return add_lora
+
+    def _low_rank(self, x: torch.Tensor, a: torch.Tensor, b: torch.Tensor, rows: Rows) -> torch.Tensor:
+        """x (R, L, in) or (R, in) -> s B A x, (R, L, out) or (R, out)."""
+        if rows.slots is None:
+            shape = x.shape
+            x, scale = x.reshape(len(a), -1, shape[-1]), self.scale
+        else:
+            shape = x.shape
+            x = x.reshape(shape[0], -1, shape[-1])
+            a, b, scale = a[rows.slots], b[rows.slots], self.scale[rows.slots]
+        down = torch.bmm(x, a.mT.to(x.dtype))
+        up = torch.bmm(down, b.mT.to(down.dtype)).view(*shape[:-1], -1)
+        if rows.slots is None:
+            scale = scale.repeat_interleave(len(up) // len(scale))
+        if rows.strength is not None:
+            scale = scale * rows.strength
+        return up * scale.to(up.dtype).view(-1, *[1] * (up.dim() - 1))
+
+
+def find_targets(model: nn.Module, config: LoraConfig) -> list[Target]:
+    """The modules that peft would wrap for this configuration, in the model's order."""
+    targets, offset = [], 0
+    for name, module in model.named_modules():
+        if not name or not check_target_module_exists(config, name):
+            continue
+        if isinstance(module, nn.Linear):
+            in_features, out_features = module.in_features, module.out_features
+        elif isinstance(module, nn.Conv2d) and module.groups == 1:
+            in_features, out_features = module.in_channels * math.prod(module.kernel_size), module.out_channels
+        else:
+            raise ValueError(
+                f"target_modules matches {name}, a {type(module).__name__}; LoRA goes on linear or convolution"
+            )
+        target = Target(name, module, (config.r, in_features), (out_features, config.r), offset)
+        targets.append(target)
+        offset = target.end
+    if not targets:
+        raise ValueError(f"target_modules {config.target_modules!r} matches no module of the model")
+    return targets
+
+
+def pack_for(model: nn.Module, states: Sequence[dict[str, torch.Tensor]], scales: Sequence[float]) -> LoRAPack:
+    """A pack that holds these adapters (peft key names), one a slot: the union of their targets, the largest rank."""
+    names = {key.rsplit(".lora_", 1)[0] for state in states for key in state}
+    ranks = [len(tensor) for state in states for key, tensor in state.items() if ".lora_A" in key]
+    known = dict(model.named_modules())
+    unknown = sorted(names - set(known))
+    if unknown:
+        raise ValueError(
+            f"the LoRA has weights for {unknown[0]}, which this model does not have: it was made for another model"
+        )
+    pack = LoRAPack(model, LoraConfig(r=max(ranks), target_modules=sorted(names)), len(states))
+    for slot, (state, scale) in enumerate(zip(states, scales, strict=True)):
+        pack.load_slot(slot, state, scale=scale)
+    return pack
+
+
+def _unfold(x: torch.Tensor, conv: nn.Module) -> torch.Tensor:
+    """(R, C, H, W) -> (R, H' W', C k k): a convolution's patches, so that A acts as a matrix."""
+    assert isinstance(conv, nn.Conv2d)
+    if conv.kernel_size == (1, 1) and conv.stride == (1, 1) and conv.padding in {(0, 0), "valid"}:
+        return x.flatten(2).mT
+    patches = functional.unfold(x, conv.kernel_size, conv.dilation, conv.padding, conv.stride)  # type: ignore[arg-type]
+    return patches.mT
+
+
+def _like(update: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+    """(R, L, out) in the shape of a convolution's output where that is (R, out, H, W)."""
+    return update if update.shape == output.shape else update.mT.reshape(output.shape)

@@ -1,0 +1,187 @@
+"""The `diffstyler` command: parsing only. `fit` and `predict` are Lightning's CLI over our modules."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import logging
+import os
+import re
+import sys
+import warnings
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import NoReturn
+
+HELP = """\
+usage: diffstyler COMMAND [options]
+
+Localized image style transfer with diffusion models.
+
+commands:
+  fit       fit a LoRA for every style (or content) picture of a manifest
+  predict   make the pictures of a manifest
+  demo      run both on the example pictures and the embedded model
+
+`diffstyler COMMAND --help` lists a command's options, `--print_config` its settings as YAML.
+
+  diffstyler demo --output_dir demo
+  diffstyler fit --config configs/style.yaml --data.manifest my.csv --lora_dir loras
+  diffstyler predict --config configs/predict.yaml --data.manifest my.csv --lora_dir loras --output_dir out
+"""
+
+COMMANDS = ("fit", "predict", "demo")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command line (without the program's name) -> exit code: 0 done, 1 failed, 2 wrong use."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if not arguments or arguments[0] in {"-h", "--help", "help"}:
+        print(HELP, end="")
+        return 0 if arguments else 2
+    command, *rest = arguments
+    if command == "--version":
+        print(f"diffstyler {version('diffstyler')}")
+        return 0
+    if command not in COMMANDS:
+        return _fail(f"no command '{command}'{_did_you_mean(command, COMMANDS)}; see diffstyler --help", 2)
+    _quiet_imports()
+    try:
+        {"fit": _fit, "predict": _predict, "demo": _demo}[command](rest)
+    except (ValueError, RuntimeError, OSError) as error:
+        if os.environ.get("DIFFSTYLER_DEBUG"):
+            raise
+        return _fail(f"{error}\n(DIFFSTYLER_DEBUG=1 shows where)" if _is_surprising(error) else str(error), 1)
+    return 0
+
+
+def _fit(arguments: list[str]) -> None:
+    from diffstyler.data import FitData
+    from diffstyler.finetuning import LoRAFinetuner
+
+    cli = _lightning_cli("fit", arguments, LoRAFinetuner, FitData, ("lora_dir",))
+    cli.trainer.fit(cli.model, datamodule=cli.datamodule)
+    for entry in cli.model.finished:
+        print(entry.folder)
+
+
+def _predict(arguments: list[str]) -> None:
+    from diffstyler.data import PredictData
+    from diffstyler.stylization import Stylizer
+
+    cli = _lightning_cli("predict", arguments, Stylizer, PredictData, ("lora_dir", "output_dir"))
+    cli.trainer.predict(cli.model, datamodule=cli.datamodule, return_predictions=False)
+    if cli.model.writer is not None:
+        print(cli.model.writer.output_dir / "index.html")
+
+
+def _demo(arguments: list[str]) -> None:
+    from diffstyler.examples import configs_dir, copy_examples
+
+    parser = argparse.ArgumentParser("diffstyler demo", description="Fit and predict the example pictures.")
+    parser.add_argument("--output_dir", type=Path, default=Path("demo"), help="where everything goes (default: demo)")
+    folder: Path = parser.parse_args(arguments).output_dir
+    manifest = copy_examples(folder / "examples")
+    loras, common = folder / "loras", ["--data.manifest", str(manifest), "--lora_dir", str(folder / "loras")]
+    for config in ("style.yaml", "content.yaml"):
+        _fit(["--config", str(configs_dir() / config), *common])
+    _predict(["--config", str(configs_dir() / "predict.yaml"), *common, "--output_dir", str(folder / "pictures")])
+    print(f"\nLoRAs:          {loras}\npictures:       {folder / 'pictures'}")
+    print(f"contact sheet:  {folder / 'pictures' / 'index.html'}")
+
+
+def _lightning_cli(name: str, arguments: list[str], model: type, data: type, shortcuts: tuple[str, ...]):  # noqa: ANN202
+    """LightningCLI for one command; each shortcut is a top-level name for ``model.<shortcut>``."""
+    from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+    for logger in ("lightning.pytorch", "lightning.fabric"):  # importing them sets the level
+        logging.getLogger(logger).setLevel(logging.WARNING)
+
+    class Parser(LightningArgumentParser):
+        def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+            options = [o.lstrip("-") for action in self._actions for o in action.option_strings if o.startswith("--")]
+            self.exit(2, f"diffstyler {name}: {_explain(message, options)}\nsee diffstyler {name} --help\n")
+
+    class CLI(LightningCLI):
+        def init_parser(self, **kwargs: object) -> LightningArgumentParser:
+            self.parser_class = Parser
+            return super().init_parser(**kwargs)
+
+        def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+            for shortcut in shortcuts:
+                parser.add_argument(f"--{shortcut}", type=Path, default=Path(DEFAULT_FOLDERS[shortcut]), help=shortcut)
+                parser.link_arguments(shortcut, f"model.{shortcut}")
+
+        def parse_arguments(self, parser: LightningArgumentParser, args: object) -> None:
+            self.config = parser.parse_args(args)  # type: ignore[arg-type]
+
+    return CLI(
+        model,
+        data,
+        run=False,
+        args=arguments,
+        save_config_callback=None,
+        seed_everything_default=False,
+        auto_configure_optimizers=False,
+        parser_kwargs={"prog": f"diffstyler {name}"},
+        trainer_defaults={
+            "accelerator": "auto",
+            "devices": 1,
+            "enable_checkpointing": False,
+            "enable_model_summary": False,
+            "enable_progress_bar": name != "fit",  # fit shows one bar over all LoRAs
+        },
+    )
+
+
+#: what Lightning says of choices that are ours: the frozen model is in eval mode, LoRAs are drawn in the main process
+LIBRARY_CHATTER = (
+    r".*`isinstance\(treespec, LeafSpec\)` is deprecated",
+    r".*module\(s\) in eval mode at the start of training",
+    r".*does not have many workers",
+)
+
+DEFAULT_FOLDERS = {"lora_dir": "loras", "output_dir": "stylized"}
+
+
+def _explain(message: str, options: Sequence[str]) -> str:
+    """The last paragraph of jsonargparse's message, and the nearest valid name of an unknown key."""
+    unknown = re.search(
+        r"[Kk]ey '([\w.]+)' is not expected|Unrecognized arguments: --([\w.]+)|Option '([\w.]+)'", message
+    )
+    text = message.strip().split("\n\n")[-1].strip()
+    if not unknown:
+        return text
+    key = next(group for group in unknown.groups() if group)
+    return f"'{key}' is not a setting{_did_you_mean(key, options)}"
+
+
+def _did_you_mean(word: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean '{near[0]}'?" if near else ""
+
+
+def _is_surprising(error: Exception) -> bool:
+    """Errors of our own say what to do; others come from a library."""
+    return not type(error).__module__.startswith("diffstyler") and type(error) is not ValueError
+
+
+def _fail(text: str, code: int) -> int:
+    print(f"diffstyler: {text}", file=sys.stderr)
+    return code
+
+
+def _quiet_imports() -> None:
+    """diffusers' optional backends announce at import what they cannot do here; `attention` probes for itself."""
+    for name in ("xformers", "bitsandbytes", "diffusers", "torchao"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    logging.basicConfig(format="%(message)s", level=logging.INFO)
+    for message in LIBRARY_CHATTER:
+        warnings.filterwarnings("ignore", message)
+    for name in ("httpx", "matplotlib", "PIL", "fsspec"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()

@@ -1,0 +1,131 @@
+"""Manifests and pictures -> what `fit` and `predict` run over."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import lightning
+from torch.utils.data import DataLoader
+
+from diffstyler.crops import Crops, FitPicture
+from diffstyler.images import load_image, picture_sha256
+from diffstyler.manifest import read_manifest
+from diffstyler.types import Triple
+
+ROLES = ("style", "content")
+
+
+class FitData(lightning.LightningDataModule):
+    """The distinct pictures that get a LoRA.
+
+    Args:
+        manifest: CSV, JSON Lines or Parquet with a row for each picture to make; its style (or content) pictures.
+        pictures: pictures named one by one, in place of a manifest or beside it.
+        role: "style" or "content": which pictures of the manifest.
+        prompt: describes the picture; ``{content_prompt}`` stands for that column.
+        seed: fixes crops, noise, timesteps and the initial LoRA.
+        crops: how training crops are taken.
+        pack_size: LoRAs fitted at once.
+    """
+
+    def __init__(
+        self,
+        manifest: Path | None = None,
+        *,
+        pictures: Sequence[Path] = (),
+        role: str = "style",
+        prompt: str = "painting of <sss>",
+        seed: int = 0,
+        crops: Crops | None = None,
+        pack_size: int = 4,
+    ) -> None:
+        super().__init__()
+        if role not in ROLES:
+            raise ValueError(f"data.role: expected 'style' or 'content', got '{role}'")
+        if pack_size < 1:
+            raise ValueError(f"data.pack_size: expected at least 1, got {pack_size}")
+        if manifest is None and not pictures:
+            raise ValueError("nothing to fit: expected data.manifest or data.pictures")
+        self.manifest = manifest
+        self.paths = pictures
+        self.role = role
+        self.prompt = prompt
+        self.seed = seed
+        self.crops = crops if crops is not None else Crops()
+        self.pack_size = pack_size
+        self.pictures: Sequence[FitPicture] = ()
+
+    def setup(self, stage: str) -> None:
+        """Read the manifest and find the distinct pictures, by their pixels."""
+        named = [(path, "") for path in self.paths]
+        if self.manifest is not None:
+            named += [pair for triple in read_manifest(self.manifest) for pair in self._of(triple)]
+        distinct: dict[str, FitPicture] = {}
+        seen: set[Path] = set()
+        for path, content_prompt in named:
+            if path.resolve() in seen:
+                continue
+            seen.add(path.resolve())
+            sha256 = picture_sha256(load_image(path))
+            prompt = self.prompt.replace("{content_prompt}", content_prompt).strip(" ,")
+            distinct.setdefault(sha256, FitPicture(path, sha256, prompt, self.seed))
+        self.pictures = list(distinct.values())
+
+    def train_dataloader(self) -> UntilDone:
+        """Step numbers for as long as a LoRA is under way; each LoRA draws its own rows."""
+        return UntilDone(self.trainer.lightning_module)  # type: ignore[union-attr]
+
+    def _of(self, triple: Triple) -> list[tuple[Path, str]]:
+        if self.role == "content":
+            return [(triple.content, triple.content_prompt)]
+        return [(region.style, triple.content_prompt) for region in triple.regions if is_picture(region.style)]
+
+
+class Worker(Protocol):
+    """Something that knows whether it has more to do."""
+
+    has_work: bool
+
+
+class UntilDone:
+    """A data loader of step numbers that ends when the worker has nothing left to do."""
+
+    def __init__(self, worker: Worker) -> None:
+        self.worker = worker
+
+    def __iter__(self) -> Iterator[int]:
+        return itertools.takewhile(lambda _: self.worker.has_work, itertools.count())
+
+
+class PredictData(lightning.LightningDataModule):
+    """The pictures to make.
+
+    Args:
+        manifest: CSV, JSON Lines or Parquet, see the README for its columns.
+        batch_size: pictures made together.
+    """
+
+    def __init__(self, manifest: Path | None = None, *, triples: Sequence[Triple] = (), batch_size: int = 1) -> None:
+        super().__init__()
+        if batch_size < 1:
+            raise ValueError(f"data.batch_size: expected at least 1, got {batch_size}")
+        if manifest is None and not triples:
+            raise ValueError("nothing to predict: expected data.manifest")
+        self.manifest = manifest
+        self.triples: Sequence[Triple] = triples
+        self.batch_size = batch_size
+
+    def setup(self, stage: str) -> None:
+        if self.manifest is not None:
+            self.triples = read_manifest(self.manifest)
+
+    def predict_dataloader(self) -> DataLoader:
+        return DataLoader(list(self.triples), batch_size=self.batch_size, collate_fn=list)  # type: ignore[arg-type]
+
+
+def is_picture(style: Path) -> bool:
+    """Whether a style is named by a picture, rather than by its LoRA (a folder or a .safetensors file)."""
+    return not style.is_dir() and style.suffix != ".safetensors"

@@ -1,0 +1,387 @@
+"""Pictures -> LoRAs: fine-tuning of style and content adapters alike (the method), several at once."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Protocol
+
+import lightning
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+from peft import LoraConfig
+from PIL import Image
+from torch.optim.lr_scheduler import ConstantLR
+from torch.utils.tensorboard import SummaryWriter
+
+from diffstyler.adapters import FittedLoRA, LoRAIdentity, LoRALibrary, LoRAPack, Rows, lora_scale, save_lora
+from diffstyler.backbones import Backbone, StableDiffusion
+from diffstyler.crops import Crops, FitPicture
+from diffstyler.denoiser import Denoiser
+from diffstyler.images import to_image, to_tensor
+from diffstyler.losses import DiffusionLoss, Noised, NoiseLoss
+from diffstyler.progress import FitProgress
+from diffstyler.report import write_lora_report
+from diffstyler.sampling import Region, generate
+from diffstyler.slots import (
+    Draw,
+    FitJob,
+    LossScale,
+    NonFiniteLossError,
+    OptimizerFactory,
+    SchedulerFactory,
+    Slot,
+    open_slot,
+)
+from diffstyler.types import PromptEmbeds
+
+log = logging.getLogger(__name__)
+
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+
+#: what the frozen weights are stored in, for each precision of the Trainer
+BASE_DTYPES = {
+    "32-true": torch.float32,
+    "64-true": torch.float64,
+    "bf16-mixed": torch.bfloat16,
+    "16-mixed": torch.float16,
+}
+
+
+class FitError(RuntimeError):
+    """Some LoRAs could not be fitted; the text names each and says why. The others are done."""
+
+
+class PicturesToFit(Protocol):
+    """What the finetuner reads from the data module."""
+
+    role: str
+    crops: Crops
+    pack_size: int
+    pictures: Sequence[FitPicture]
+
+
+class LoRAFinetuner(lightning.LightningModule):
+    """Fits one LoRA for each picture of the data module, ``trainer.max_steps`` steps each, and keeps them in a library.
+
+    ``pack_size`` LoRAs are fitted at once on one frozen base; a slot whose LoRA is done takes the next picture. A LoRA
+    whose loss is not finite is given up and reported at the end, its neighbors go on. Run again, it goes on where it
+    was stopped.
+
+    Args:
+        backbone: the frozen model.
+        lora_dir: the library's folder.
+        rank: r of the LoRA.
+        alpha: the LoRA acts with alpha / rank; None = ``rank``, that is a scale of 1.
+        target_modules: names (endings) of the modules that carry LoRA: linear layers or convolutions.
+        batch_size: training rows of each LoRA in a step.
+        loss: what is minimized.
+        optimizer: makes the optimizer of one LoRA from its parameters.
+        lr_scheduler: makes the learning-rate schedule of one LoRA from its optimizer.
+        gradient_clip: bound of the L2 norm of a LoRA's gradient; None = no bound.
+        gradient_checkpointing: recompute activations in the backward pass: less memory, more time.
+        checkpoint_every: steps between saved states; a killed run repeats at most so many.
+        preview_steps: DDIM steps of the picture drawn from the prompt when a LoRA is done; 0 = no preview.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone | None = None,
+        *,
+        lora_dir: Path = Path("loras"),
+        rank: int = 16,
+        alpha: int | None = None,
+        target_modules: Sequence[str] = ATTENTION,
+        batch_size: int = 1,
+        loss: DiffusionLoss | None = None,
+        optimizer: OptimizerFactory = lambda params: torch.optim.AdamW(params, lr=2e-4, weight_decay=1e-2),
+        lr_scheduler: SchedulerFactory = lambda optimizer: ConstantLR(optimizer, factor=1.0),
+        gradient_clip: float | None = 1.0,
+        gradient_checkpointing: bool = False,
+        checkpoint_every: int = 50,
+        preview_steps: int = 20,
+    ) -> None:
+        super().__init__()
+        for name, value in {"rank": rank, "batch_size": batch_size, "checkpoint_every": checkpoint_every}.items():
+            if value < 1:
+                raise ValueError(f"model.{name}: expected at least 1, got {value}")
+        self.automatic_optimization = False  # each LoRA has an optimizer of its own
+        self.backbone = backbone if backbone is not None else StableDiffusion()
+        self.library = LoRALibrary(lora_dir)
+        self.lora_config = LoraConfig(
+            r=rank,
+            lora_alpha=rank if alpha is None else alpha,
+            target_modules=list(target_modules),  # type: ignore[arg-type]
+        )
+        self.batch_size = batch_size
+        self.loss = loss if loss is not None else NoiseLoss()
+        self.optimizer_factory = optimizer
+        self.scheduler_factory = lr_scheduler
+        self.gradient_clip = gradient_clip
+        self.gradient_checkpointing = gradient_checkpointing
+        self.checkpoint_every = checkpoint_every
+        self.preview_steps = preview_steps
+        # DistributedDataParallel refuses a module without trainable parameters; LoRAs are jobs, not shared parameters
+        self.anchor = torch.nn.Parameter(torch.zeros(1))
+        self.slots: list[Slot | None] = []
+        self.waiting: list[FitJob] = []
+        self.finished: list[FittedLoRA] = []
+        self.failures: dict[str, str] = {}
+
+    # ---- the algorithm
+
+    def training_step(self, batch: int, batch_idx: int) -> None:
+        """One step of every LoRA: z_t = √ᾱ z_0 + √(1−ᾱ) ε; each descends on its own loss (the method)."""
+        noised, timesteps, prompts = self._draw()
+        self.pack.flat.grad = None
+        with self.pack.rows(Rows(None)):
+            output = self.backbone.predict(noised.latents, timesteps, prompts)
+            losses = self.loss(output.to(noised.clean.dtype), noised).unflatten(0, (len(self.slots), -1)).mean(1)
+            (losses * self._loss_scales(losses)).sum().backward()
+        self._update(losses.detach())
+
+    def _draw(self) -> tuple[Noised, torch.Tensor, PromptEmbeds]:
+        """The rows of all slots, idle ones filled with zeros: the width of the pack never changes."""
+        num_train_timesteps = len(self.backbone.alphas_cumprod)
+        draws = {slot.index: slot.draw(self.batch_size, num_train_timesteps) for slot in self._busy()}
+        some = next(iter(draws.values()))
+        idle = Draw(torch.zeros_like(some.clean), torch.zeros_like(some.noise), torch.zeros_like(some.timesteps))
+        rows = [draws.get(index, idle) for index in range(len(self.slots))]
+        empty = next(self._busy()).prompt
+        prompts = [slot.prompt if slot else empty for slot in self.slots for _ in range(self.batch_size)]
+        timesteps = torch.cat([row.timesteps for row in rows])
+        clean, noise = torch.cat([row.clean for row in rows]), torch.cat([row.noise for row in rows])
+        dtype = self.pack.flat.dtype
+        alphas = self.backbone.alphas_cumprod.to(self.device)[timesteps].to(dtype).view(-1, 1, 1, 1)
+        noised = Noised(clean.to(dtype), noise.to(dtype), alphas, self.backbone.prediction_type)
+        return noised, timesteps, PromptEmbeds.cat(prompts)
+
+    def _update(self, losses: torch.Tensor) -> None:
+        """Let each LoRA take its step; write out what is done, give up what is broken, refill."""
+        busy = list(self._busy())
+        norms = torch.stack([slot.gradient_norm() for slot in busy])
+        for slot, loss, norm in zip(busy, losses[[s.index for s in busy]].tolist(), norms.tolist(), strict=True):
+            try:
+                slot.update(loss, norm)
+            except NonFiniteLossError as error:
+                self._give_up(slot, f"{error} at step {slot.step}")
+                continue
+            self._log_loss(slot)
+            if slot.done:
+                self._finish(slot)
+            elif slot.step % self.checkpoint_every == 0:
+                slot.save(self.library.state_file(slot.job.identity))
+        self._refill()
+
+    # ---- jobs
+
+    def configure_model(self) -> None:
+        if not self.trainer.training or "unet" in self.backbone._modules or not self._jobs():
+            return
+        self.backbone.load(_base_dtype(self.trainer.precision))
+        if self.gradient_checkpointing:
+            self.backbone.unet.enable_gradient_checkpointing()  # type: ignore[operator]
+
+    def configure_callbacks(self) -> list[lightning.Callback]:
+        return [FitProgress()]
+
+    def configure_optimizers(self) -> list:
+        return []
+
+    def on_fit_start(self) -> None:
+        self.waiting = self._jobs()[self.global_rank :: self.trainer.world_size]
+        self._total_steps = sum(job.steps for job in self.waiting)
+        self.slots = []
+        if not self.waiting:
+            log.info("every picture has its LoRA in %s", self.library.lora_dir)
+            return
+        width = min(self._data.pack_size, len(self._data.pictures))
+        dtype = torch.float64 if self.trainer.precision == "64-true" else torch.float32
+        self.pack = LoRAPack(self.backbone.unet, self.lora_config, width, device=self.device, dtype=dtype)
+        self.pack.train()
+        self.slots = [None] * width
+        self._refill()
+
+    def on_train_epoch_end(self) -> None:
+        self.trainer.should_stop = True  # trainer.max_steps counts for each LoRA, so it does not end the run
+
+    def on_fit_end(self) -> None:
+        if hasattr(self, "pack"):
+            self.pack.detach()
+        if self.failures:
+            lines = "\n".join(f"  {name}: {reason}" for name, reason in self.failures.items())
+            raise FitError(f"{len(self.failures)} LoRAs could not be fitted:\n{lines}\nThe others are done.")
+
+    def on_exception(self, exception: BaseException) -> None:
+        """Interrupted: keep what is under way."""
+        for slot in self._busy():
+            slot.save(self.library.state_file(slot.job.identity))
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a LoRA is under way: the training data end when none is."""
+        return any(self._busy())
+
+    @property
+    def wanted(self) -> int:
+        """How many LoRAs this process is to have in the end, those that were there before included."""
+        return len(self.finished) + len(self.waiting) + len(list(self._busy())) + len(self.failures)
+
+    @property
+    def last_loss(self) -> float:
+        """Mean over the LoRAs under way of their latest loss."""
+        losses = [slot.losses[-1] for slot in self._busy() if slot.losses]
+        return sum(losses) / len(losses) if losses else float("nan")
+
+    def step_count(self) -> tuple[int, int]:
+        """Steps of all LoRAs of this run together, and how many of them are done."""
+        left = sum(job.steps for job in self.waiting) + sum(slot.job.steps - slot.step for slot in self._busy())
+        return self._total_steps, self._total_steps - left
+
+    def identity(self, picture: FitPicture) -> LoRAIdentity:
+        """What the LoRA of this picture would be under the present settings."""
+        settings = {
+            "prompt": picture.prompt,
+            "seed": picture.seed,
+            "steps": self.trainer.max_steps,
+            "batch_size": self.batch_size,
+            "rank": self.lora_config.r,
+            "alpha": self.lora_config.lora_alpha,
+            "target_modules": sorted(self.lora_config.target_modules or ()),
+            "crops": asdict(self._data.crops),
+            "loss": _describe(self.loss),
+            **self._optimizer_settings(),
+            "gradient_clip": self.gradient_clip,
+            "precision": str(self.trainer.precision),
+        }
+        return LoRAIdentity(self._data.role, picture.path.stem, picture.sha256, self.backbone.fingerprint(), settings)
+
+    def _jobs(self) -> list[FitJob]:
+        """The LoRAs that are still to be made."""
+        if self.trainer.max_steps < 1:
+            raise ValueError(
+                f"trainer.max_steps: expected the steps of each LoRA, such as 200; got {self.trainer.max_steps}"
+            )
+        jobs = [FitJob(p, self.identity(p), self.trainer.max_steps) for p in self._data.pictures]
+        self.finished = [entry for job in jobs if (entry := self.library.get(job.identity))]
+        done = {entry.identity.key for entry in self.finished}
+        return [job for job in jobs if job.identity.key not in done]
+
+    def _refill(self) -> None:
+        for index, slot in enumerate(self.slots):
+            if slot is None and self.waiting:
+                self.slots[index] = self._open(self.waiting.pop(0), index)
+
+    def _open(self, job: FitJob, index: int) -> Slot:
+        """Encode the picture and its prompt once; then the encoders leave the device again."""
+        pixels = job.picture.crops(
+            self._data.crops, resolution=self.backbone.resolution, multiple=self.backbone.size_multiple
+        )
+        with torch.no_grad():
+            self.backbone.park_encoders(self.device)
+            latents = torch.cat([self.backbone.encode_image(crop[None].to(self.device)) for crop in pixels])
+            prompt = self.backbone.encode_prompt([job.picture.prompt])
+            self.backbone.park_encoders("cpu")
+        slot = open_slot(
+            job,
+            index,
+            self.pack,
+            latents,
+            prompt,
+            self.optimizer_factory,
+            self.scheduler_factory,
+            scale=lora_scale(self.lora_config),
+            loss_scale=LossScale(2.0**15, dynamic=True) if self.trainer.precision == "16-mixed" else LossScale(),
+            gradient_clip=self.gradient_clip,
+        )
+        state = self.library.state_file(job.identity)
+        if state.is_file():
+            slot.restore(state)
+            log.info("%s goes on from step %d", job.identity.name, slot.step)
+        return slot
+
+    def _finish(self, slot: Slot) -> None:
+        identity, picture = slot.job.identity, slot.job.picture
+        preview = self._preview(slot) if self.preview_steps else None
+
+        def write(folder: Path) -> None:
+            save_lora(folder, self.pack.state_dict(slot.index), self.lora_config)
+            write_lora_report(folder, identity, picture.path, slot.losses, preview)
+
+        self.finished.append(self.library.publish(identity, write))
+        if preview is not None:
+            self._log_preview(identity.name, preview)
+        self._release(slot)
+
+    def _give_up(self, slot: Slot, reason: str) -> None:
+        log.error("%s: %s; it is given up", slot.job.picture.path, reason)
+        self.failures[str(slot.job.picture.path)] = f"{reason}; try a lower learning rate or precision 32"
+        self._release(slot)
+
+    def _release(self, slot: Slot) -> None:
+        slot.close()
+        self.slots[slot.index] = None
+
+    # ---- what people see
+
+    def _preview(self, slot: Slot) -> Image.Image:
+        """A picture drawn from the prompt, by the LoRA alone."""
+        schedule = self.backbone.sampling_schedule(self.preview_steps)
+        with torch.no_grad():
+            self.backbone.park_encoders(self.device)
+            nothing = self.backbone.encode_prompt([""])
+            generator = torch.Generator().manual_seed(slot.job.picture.seed)
+            noise = torch.randn(slot.latents.shape[1:], generator=generator).to(self.device)
+            region = Region(slot.index, slot.prompt, nothing, guidance_scale=3.0)
+            latents = generate(Denoiser(self.backbone, self.pack), noise, schedule, region)
+            pixels = self.backbone.decode_latents(latents[None].float())[0]
+            self.backbone.park_encoders("cpu")
+        return to_image(pixels)
+
+    def _log_loss(self, slot: Slot) -> None:
+        if writer := self._tensorboard():
+            writer.add_scalar(f"loss/{slot.job.identity.name}", slot.losses[-1], slot.step)
+
+    def _log_preview(self, name: str, preview: Image.Image) -> None:
+        if writer := self._tensorboard():
+            writer.add_image(f"preview/{name}", to_tensor(preview) / 2 + 0.5, self.trainer.max_steps)
+
+    def _tensorboard(self) -> SummaryWriter | None:
+        return self.logger.experiment if isinstance(self.logger, TensorBoardLogger) else None
+
+    # ---- small things
+
+    @property
+    def _data(self) -> PicturesToFit:
+        return self.trainer.datamodule  # type: ignore[attr-defined]
+
+    def _busy(self) -> Iterator[Slot]:
+        return (slot for slot in self.slots if slot is not None)
+
+    def _loss_scales(self, losses: torch.Tensor) -> torch.Tensor:
+        return losses.new_tensor([slot.loss_scale.value if slot else 0.0 for slot in self.slots])
+
+    def _optimizer_settings(self) -> dict:
+        """The optimizer and schedule as plain values, read off a pair made for a parameter that does not matter."""
+        optimizer = self.optimizer_factory([torch.nn.Parameter(torch.zeros(1))])
+        defaults = {
+            key: value for key, value in optimizer.defaults.items() if isinstance(value, (int, float, str, bool))
+        }
+        scheduler = self.scheduler_factory(optimizer)
+        return {"optimizer": {"class": type(optimizer).__name__, **defaults}, "lr_scheduler": _describe(scheduler)}
+
+
+def _base_dtype(precision: str | int | None) -> torch.dtype:
+    if str(precision) not in BASE_DTYPES:
+        raise ValueError(f"trainer.precision: expected one of {', '.join(BASE_DTYPES)}; got {precision}")
+    return BASE_DTYPES[str(precision)]
+
+
+def _describe(setting: object) -> dict:
+    """A strategy object as plain values: its class and its simple attributes."""
+    simple = {
+        k: v for k, v in vars(setting).items() if isinstance(v, (int, float, str, bool)) and not k.startswith("_")
+    }
+    return {"class": type(setting).__name__, **simple}

@@ -1,0 +1,165 @@
+"""Picture files in, upright RGB images and tensors out, and back to files that are never half-written."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import logging
+import os
+import secrets
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF")
+MAX_ASPECT = 4  # beyond it the models repeat their subject along the long side
+
+_EXPECTED = f"expected a picture ({', '.join(FORMATS[:-1])} or {FORMATS[-1]})"
+_log = logging.getLogger(__name__)
+
+
+class ImageError(ValueError):
+    """A picture that cannot be used; the text says which one, what was expected, and what to do."""
+
+
+def load_image(path: Path) -> Image.Image:
+    """The picture as it should look: RGB, upright, on white where it is transparent, without metadata.
+
+    16-bit gray is scaled to 8 bits. Of an animation or a document of many pages, the first frame is taken, with a
+    warning. Color profiles are not applied.
+
+    Raises:
+        ImageError: where the file is missing, empty, truncated, too large, or not one of ``FORMATS``.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path, formats=FORMATS) as file:
+                frames = 1 if file.format == "MPO" else getattr(file, "n_frames", 1)  # MPO: a photo and its previews
+                file.load()
+                image = _on_white(_eight_bit(ImageOps.exif_transpose(file)))
+    except FileNotFoundError as error:
+        raise ImageError(f"{path}: {_EXPECTED}, found no such file; check the path") from error
+    except IsADirectoryError as error:
+        raise ImageError(f"{path}: {_EXPECTED}, got a folder; name a file in it") from error
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        limit = f"at most {Image.MAX_IMAGE_PIXELS} pixels"
+        raise ImageError(f"{path}: expected {limit}, got more; scale the picture down") from error
+    except UnidentifiedImageError as error:
+        got = "an empty file" if path.stat().st_size == 0 else "something else"
+        raise ImageError(f"{path}: {_EXPECTED}, got {got}; convert it, for example to PNG") from error
+    except Exception as error:  # the decoders raise all kinds of errors on broken files
+        cure = "save it again as 8-bit PNG or JPEG"
+        raise ImageError(f"{path}: expected a complete picture, but reading it failed ({error}); {cure}") from error
+    if frames > 1:
+        _log.warning("%s has %d frames; only the first one is used", path, frames)
+    return image
+
+
+def save_image(image: Image.Image, path: Path) -> None:
+    """Write ``image`` to ``path`` as PNG, whole or not at all."""
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    atomic_write(path, buffer.getvalue())
+
+
+def atomic_write(path: Path, data: bytes) -> None:
+    """Put ``data`` at ``path``: whoever reads it sees the old file or the new one, never a part, even after a crash."""
+    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with beside.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of the bytes of a file, as 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def picture_sha256(image: Image.Image) -> str:
+    """SHA-256 of the size and pixels of an RGB image: the same for a picture and its lossless copies."""
+    digest = hashlib.sha256(f"{image.width}x{image.height}:".encode())
+    digest.update(image.tobytes())
+    return digest.hexdigest()
+
+
+def to_tensor(image: Image.Image, size: tuple[int, int] | None = None) -> torch.Tensor:
+    """An RGB image as pixels (3, H, W), float32 in [-1, 1], resized to ``size`` (height, width) by Lanczos."""
+    pixels = torch.from_numpy(np.array(_resized(image, size)))  # (H, W, 3) in 0 … 255
+    return pixels.permute(2, 0, 1).float().div(127.5).sub(1).contiguous()
+
+
+def to_image(pixels: torch.Tensor, size: tuple[int, int] | None = None) -> Image.Image:
+    """Pixels (3, H, W) in [-1, 1], clamped to that, as an RGB image, resized to ``size`` (height, width) by Lanczos.
+
+    Raises:
+        ValueError: where pixels are NaN or infinite, as a decoder in float16 may make them.
+    """
+    if not torch.isfinite(pixels).all():
+        raise ValueError("expected pixels in [-1, 1], got NaN or infinity: decode in float32 or bfloat16")
+    levels = pixels.detach().float().clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8)
+    return _resized(Image.fromarray(levels.permute(1, 2, 0).cpu().contiguous().numpy()), size)
+
+
+def fit_size(width_height: tuple[int, int], resolution: int, multiple: int) -> tuple[int, int]:
+    """The (height, width) to work in: short side about ``resolution``, both sides multiples of ``multiple``.
+
+    The short side is rounded first and the long side follows from it, so that the aspect is kept as well as the
+    multiples allow.
+
+    Raises:
+        ImageError: where one side is more than ``MAX_ASPECT`` times the other.
+    """
+    width, height = width_height
+    short, long = min(width, height), max(width, height)
+    if long > MAX_ASPECT * short:
+        raise ImageError(
+            f"expected an aspect of at most {MAX_ASPECT}:1, got {width} x {height} pixels; crop the picture"
+        )
+    fitted_short = max(1, _rounded(resolution, multiple)) * multiple
+    fitted_long = max(1, _rounded(fitted_short * long, short * multiple)) * multiple
+    return (fitted_long, fitted_short) if height > width else (fitted_short, fitted_long)
+
+
+def _eight_bit(image: Image.Image) -> Image.Image:
+    """16-bit gray scaled to 8 bits (Pillow's own conversion would clip it); other modes as they are."""
+    if not image.mode.startswith(("I", "F")):
+        return image
+    levels = np.asarray(image)
+    if image.mode == "F" or levels.min() < 0 or levels.max() > 65535:
+        raise ValueError(f"pixels of mode {image.mode!r} have no known white")
+    return Image.fromarray((levels / 257).round().astype(np.uint8))
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    """As RGB without metadata; pixels behind alpha are mixed with white, as a browser shows them."""
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+    rgb = image.convert("RGB")
+    rgb.info.clear()
+    return rgb
+
+
+def _resized(image: Image.Image, size: tuple[int, int] | None) -> Image.Image:
+    if size is None or size == (image.height, image.width):
+        return image
+    return image.resize((size[1], size[0]), Image.Resampling.LANCZOS)
+
+
+def _rounded(numerator: int, denominator: int) -> int:
+    """numerator / denominator to the nearest integer, halves up."""
+    return (2 * numerator + denominator) // (2 * denominator)

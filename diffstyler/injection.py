@@ -1,0 +1,144 @@
+"""Cross-LoRA injection: features, queries and keys of the content branch steer the style branch.
+
+A strategy says how strongly at each step; :func:`inject` owns the hooks that write the source rows' values into the
+target rows of the same forward, and leaves the model as it was.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from diffstyler.backbones import InjectionSites
+
+
+@dataclass(frozen=True)
+class Rates:
+    """How much of a target row's value comes from its source row at one step, 0 … 1."""
+
+    features: float
+    attention: float
+
+    @property
+    def active(self) -> bool:
+        return self.features > 0 or self.attention > 0
+
+
+class Injection(ABC):
+    """How content steers style at each step."""
+
+    #: the source row runs under the content adapter or the base (False), or under the target's style adapter (True)
+    source_under_style: bool = False
+    #: style adapters leave the self-attention at the injected sites alone
+    plain_self_attention_at_sites: bool = False
+
+    @abstractmethod
+    def rates(self, step: int, num_inference_steps: int, timestep: int) -> Rates:
+        """The rates of step 0 … ``num_inference_steps`` − 1, at ``timestep``."""
+
+
+class CrossLoRAInjection(Injection):
+    """DiffStyler's injection (v1: fixed, v3: adaptive attention fusion; both: features are replaced).
+
+    Args:
+        features: fraction of the steps, from the first, in which features are replaced.
+        attention: fraction of the steps in which self-attention queries and keys are blended.
+        adaptive: blend queries and keys with r(t) = min(1, 2t / 1000) (v3) in place of 1 (v1).
+        source_under_style: run the source row under the style adapter, as the authors' code does.
+        plain_self_attention_at_sites: style adapters skip attn1 of the injected layers, as in the authors' code.
+    """
+
+    def __init__(
+        self,
+        features: float = 0.6,
+        attention: float = 0.5,
+        *,
+        adaptive: bool = True,
+        source_under_style: bool = False,
+        plain_self_attention_at_sites: bool = False,
+    ) -> None:
+        for name, value in {"features": features, "attention": attention}.items():
+            if not 0 <= value <= 1:
+                raise ValueError(f"injection {name}: expected a fraction of the steps in 0 … 1, got {value}")
+        self.features = features
+        self.attention = attention
+        self.adaptive = adaptive
+        self.source_under_style = source_under_style
+        self.plain_self_attention_at_sites = plain_self_attention_at_sites
+
+    def rates(self, step: int, num_inference_steps: int, timestep: int) -> Rates:
+        rate = min(1.0, 2 * timestep / 1000) if self.adaptive else 1.0
+        return Rates(
+            features=float(step < round(self.features * num_inference_steps)),
+            attention=rate if step < round(self.attention * num_inference_steps) else 0.0,
+        )
+
+
+class NoInjection(Injection):
+    """No source row: the style LoRA and the starting latents alone."""
+
+    def rates(self, step: int, num_inference_steps: int, timestep: int) -> Rates:
+        return Rates(0.0, 0.0)
+
+
+@dataclass(frozen=True)
+class RowSources:
+    """For each of R rows: the row it takes values from (R,) int64 (itself = untouched), and its rates (R,)."""
+
+    source: torch.Tensor
+    features: torch.Tensor
+    attention: torch.Tensor
+
+
+class InjectionHooks:
+    """The switch of the hooks that :func:`inject` registers: set ``rows`` before a forward, None = do nothing."""
+
+    def __init__(self) -> None:
+        self.rows: RowSources | None = None
+
+
+@contextmanager
+def inject(model: nn.Module, sites: InjectionSites) -> Iterator[InjectionHooks]:
+    """Hooks on ``conv2``, ``to_q`` and ``to_k`` at the sites; removed on exit, the model then equals itself.
+
+    Enter it after all adapters are attached: hooks run in the order in which they were registered, and the injected
+    value must be the one with the adapter's share in it.
+
+    Raises:
+        ValueError: a site has fused projections, whose queries and keys no hook can see.
+    """
+    hooks = InjectionHooks()
+    handles = []
+    try:
+        for path in sites.features:
+            handles.append(model.get_submodule(path).register_forward_hook(_blend(hooks, "features")))
+        for path in sites.attention:
+            attention = model.get_submodule(path)
+            if getattr(attention, "fused_projections", False):
+                raise ValueError(
+                    f"{path} has fused q, k, v projections, which hide q and k: call unfuse_qkv_projections()"
+                )
+            for projection in (attention.to_q, attention.to_k):  # type: ignore[union-attr]
+                handles.append(projection.register_forward_hook(_blend(hooks, "attention")))  # type: ignore[union-attr]
+        yield hooks
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _blend(hooks: InjectionHooks, kind: str) -> Callable:
+    """value ← r · value[source] + (1 − r) · value, row by row; exact at r = 0 and r = 1."""
+
+    def hook(module: nn.Module, args: tuple, output: torch.Tensor) -> torch.Tensor | None:
+        rows = hooks.rows
+        if rows is None:
+            return None
+        rate: torch.Tensor = getattr(rows, kind)
+        return torch.lerp(output, output[rows.source], rate.to(output.dtype).view(-1, *[1] * (output.dim() - 1)))
+
+    return hook

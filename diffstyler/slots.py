@@ -1,0 +1,181 @@
+"""A slot of the pack while its LoRA is being fitted: its data, its optimizer, its progress, its saved state."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from diffstyler.adapters import LoRAIdentity, LoRAPack
+from diffstyler.crops import FitPicture
+from diffstyler.images import atomic_write
+from diffstyler.types import PromptEmbeds
+
+OptimizerFactory = Callable[[Iterable[torch.nn.Parameter]], Optimizer]
+SchedulerFactory = Callable[[Optimizer], LRScheduler]
+
+
+@dataclass(frozen=True)
+class FitJob:
+    """One LoRA to fit: which picture, under which identity, for how many steps."""
+
+    picture: FitPicture
+    identity: LoRAIdentity
+    steps: int
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One step's rows of a slot: ``clean`` and ``noise`` (b, C, h, w), ``timesteps`` (b,) int64."""
+
+    clean: torch.Tensor
+    noise: torch.Tensor
+    timesteps: torch.Tensor
+
+
+class NonFiniteLossError(ArithmeticError):
+    """A LoRA's loss or gradient became NaN or infinite."""
+
+
+@dataclass
+class LossScale:
+    """Dynamic loss scale of one LoRA for fp16 (Micikevicius et al. 2018); fixed at 1 in other precisions."""
+
+    value: float = 1.0
+    dynamic: bool = False
+    good_steps: int = 0
+    growth_interval: int = 200
+
+    def update(self, finite: bool) -> None:
+        """Halve after an overflow, double after ``growth_interval`` steps without.
+
+        Raises:
+            NonFiniteLossError: it overflows however small the scale.
+        """
+        if not finite:
+            self.value, self.good_steps = self.value / 2, 0
+            if not self.dynamic or self.value < 1:
+                raise NonFiniteLossError("the gradient is not finite")
+        elif self.dynamic:
+            self.good_steps += 1
+            if self.good_steps % self.growth_interval == 0:
+                self.value *= 2
+
+
+@dataclass
+class Slot:
+    """One LoRA in the making, in row ``index`` of the pack.
+
+    Everything random is drawn from a generator per (seed, step), so that a LoRA depends neither on its neighbors nor
+    on where it was interrupted.
+    """
+
+    job: FitJob
+    index: int
+    pack: LoRAPack
+    latents: torch.Tensor  # (crops, C, h, w), clean
+    prompt: PromptEmbeds  # one row
+    optimizer: Optimizer
+    scheduler: LRScheduler
+    weights: torch.nn.Parameter  # (P,), the pack's row
+    loss_scale: LossScale
+    gradient_clip: float | None
+    step: int = 0
+    losses: list[float] = field(default_factory=list)
+
+    @property
+    def done(self) -> bool:
+        return self.step >= self.job.steps
+
+    def draw(self, batch_size: int, num_train_timesteps: int) -> Draw:
+        """The rows of the present step: random crops, noise and timesteps."""
+        generator = torch.Generator().manual_seed(_mix(self.job.picture.seed, self.step))
+        crops = torch.randint(len(self.latents), (batch_size,), generator=generator)
+        timesteps = torch.randint(num_train_timesteps, (batch_size,), generator=generator)
+        noise = torch.randn((batch_size, *self.latents.shape[1:]), generator=generator)
+        device = self.latents.device
+        return Draw(self.latents[crops.to(device)], noise.to(device), timesteps.to(device))
+
+    def gradient_norm(self) -> torch.Tensor:
+        """Take this LoRA's gradient from the pack -> its L2 norm, a scalar on the device."""
+        assert self.pack.flat.grad is not None
+        self.weights.grad = self.pack.flat.grad[self.index]
+        return self.weights.grad.div_(self.loss_scale.value).norm()
+
+    def update(self, loss: float, gradient_norm: float) -> None:
+        """One optimizer step on this LoRA's gradient, which the backward pass left in the pack.
+
+        Raises:
+            NonFiniteLossError: loss or gradient is not finite.
+        """
+        if not math.isfinite(loss):
+            raise NonFiniteLossError(f"the loss is {loss}")
+        finite = math.isfinite(gradient_norm)
+        self.loss_scale.update(finite)
+        if finite:
+            if self.gradient_clip is not None and gradient_norm > self.gradient_clip:
+                self.weights.grad.mul_(self.gradient_clip / gradient_norm)  # type: ignore[union-attr]
+            self.optimizer.step()
+        self.scheduler.step()
+        self.losses.append(loss)
+        self.step += 1
+
+    def save(self, path: Path) -> None:
+        """Write everything that the next step depends on, atomically."""
+        buffer = io.BytesIO()
+        state = {
+            "weights": self.weights.detach().cpu(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "loss_scale": [self.loss_scale.value, self.loss_scale.good_steps],
+            "step": self.step,
+            "losses": self.losses,
+        }
+        torch.save(state, buffer)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write(path, buffer.getvalue())
+
+    def restore(self, path: Path) -> None:
+        """Go on where :meth:`save` left off."""
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        self.weights.data.copy_(state["weights"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        self.loss_scale.value, self.loss_scale.good_steps = state["loss_scale"]
+        self.step, self.losses = state["step"], state["losses"]
+
+    def close(self) -> None:
+        """Leave the row empty for the next LoRA."""
+        self.weights.data.zero_()
+        self.pack.scale[self.index] = 0
+
+
+def open_slot(
+    job: FitJob,
+    index: int,
+    pack: LoRAPack,
+    latents: torch.Tensor,
+    prompt: PromptEmbeds,
+    optimizer: OptimizerFactory,
+    lr_scheduler: SchedulerFactory,
+    *,
+    scale: float,
+    loss_scale: LossScale,
+    gradient_clip: float | None,
+) -> Slot:
+    """Start a LoRA in row ``index`` of the pack, with an optimizer of its own on that row alone."""
+    pack.init_slot(index, seed=job.picture.seed, scale=scale)
+    weights = torch.nn.Parameter(pack.flat.data[index])
+    own = optimizer([weights])
+    return Slot(job, index, pack, latents, prompt, own, lr_scheduler(own), weights, loss_scale, gradient_clip)
+
+
+def _mix(seed: int, step: int) -> int:
+    return int.from_bytes(hashlib.sha256(f"{seed}/{step}".encode()).digest()[:8], "big") >> 1

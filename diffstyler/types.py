@@ -1,0 +1,97 @@
+"""What flows between the modules: frozen dataclasses, from a manifest row to a picture."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+
+@dataclass(frozen=True)
+class StyleRegion:
+    """One style for one part of a picture, as the manifest states it.
+
+    ``strength`` scales the style LoRA (0 = base model, 1 = as fitted; 0 … 2). ``start`` and ``stop`` bound
+    the part of the denoising in which the style acts, as fractions of the noise level: 1 = pure noise,
+    0 = the finished picture. ``None`` means "the default of the run".
+    """
+
+    style: Path
+    mask: str = "everything"
+    prompt: str | None = None
+    negative_prompt: str | None = None
+    strength: float = 1.0
+    guidance_scale: float | None = None
+    start: float = 1.0
+    stop: float = 0.0
+
+
+@dataclass(frozen=True)
+class Triple:
+    """One picture to make: a content picture and the styles of its regions, later regions on top.
+
+    ``origin`` names the manifest row for error messages, such as ``manifest.csv row 3``.
+    """
+
+    id: str
+    content: Path
+    regions: tuple[StyleRegion, ...]
+    content_prompt: str = ""
+    seed: int = 0
+    origin: str = ""
+
+
+@dataclass(frozen=True)
+class PromptEmbeds:
+    """Text conditioning of B rows: token embeddings (B, L, D) of the text encoder's last used layer."""
+
+    tokens: torch.Tensor
+
+    def __getitem__(self, rows: slice | torch.Tensor | list[int]) -> PromptEmbeds:
+        return PromptEmbeds(self.tokens[rows])
+
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> PromptEmbeds:
+        return PromptEmbeds(self.tokens.to(device, dtype))
+
+    @staticmethod
+    def cat(parts: list[PromptEmbeds]) -> PromptEmbeds:
+        return PromptEmbeds(torch.cat([p.tokens for p in parts]))
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """A picture on its way to noise: ``latents`` (N + 1, C, h, w), the k-th at ``timesteps[k]``, the last one clean.
+
+    ``timesteps`` (N,) int64, descending.
+    """
+
+    timesteps: torch.Tensor
+    latents: torch.Tensor
+
+    def at(self, timestep: int) -> torch.Tensor:
+        """z_t, (C, h, w)."""
+        return self.latents[self.timesteps.tolist().index(timestep)]
+
+    @property
+    def clean(self) -> torch.Tensor:
+        """z_0, (C, h, w)."""
+        return self.latents[-1]
+
+
+@dataclass(frozen=True)
+class Stylized:
+    """A finished picture: ``pixels`` (3, H, W) in [-1, 1] at the content's size, and all that made it (plain JSON)."""
+
+    id: str
+    pixels: torch.Tensor
+    provenance: dict
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A picture that could not be made, and why."""
+
+    id: str
+    origin: str
+    reason: str
