@@ -1,0 +1,34 @@
+"""Localized image style transfer with diffusion models: fit LoRAs, stylize regions, by the thousand.
+
+The names below are loaded on first use, so that ``import diffstyler`` is free.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from diffstyler.api import fit, stylize
+    from diffstyler.backbones import StableDiffusion
+    from diffstyler.data import FitData, PredictData
+    from diffstyler.finetuning import LoRAFinetuner
+    from diffstyler.stylization import Stylizer
+
+__all__ = ["FitData", "LoRAFinetuner", "PredictData", "StableDiffusion", "Stylizer", "fit", "stylize"]
+
+_HOMES = {
+    "fit": "api",
+    "stylize": "api",
+    "StableDiffusion": "backbones",
+    "FitData": "data",
+    "PredictData": "data",
+    "LoRAFinetuner": "finetuning",
+    "Stylizer": "stylization",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'diffstyler' has no attribute '{name}'")
+    return getattr(importlib.import_module(f"diffstyler.{_HOMES[name]}"), name)

@@ -52,7 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, RuntimeError, OSError) as error:
         if os.environ.get("DIFFSTYLER_DEBUG"):
             raise
-        return _fail(f"{error}\n(DIFFSTYLER_DEBUG=1 shows where)" if _is_surprising(error) else str(error), 1)
+        text = _explain(str(error), [])
+        return _fail(f"{text}\n(DIFFSTYLER_DEBUG=1 shows where)" if _is_surprising(error) else text, 1)
     return 0
 
 
@@ -124,7 +125,7 @@ def _lightning_cli(name: str, arguments: list[str], model: type, data: type, sho
         save_config_callback=None,
         seed_everything_default=False,
         auto_configure_optimizers=False,
-        parser_kwargs={"prog": f"diffstyler {name}"},
+        parser_kwargs={"prog": f"diffstyler {name}", "allow_abbrev": False},
         trainer_defaults={
             "accelerator": "auto",
             "devices": 1,
@@ -135,25 +136,23 @@ def _lightning_cli(name: str, arguments: list[str], model: type, data: type, sho
     )
 
 
-#: what Lightning says of choices that are ours: the frozen model is in eval mode, LoRAs are drawn in the main process
-LIBRARY_CHATTER = (
-    r".*`isinstance\(treespec, LeafSpec\)` is deprecated",
-    r".*module\(s\) in eval mode at the start of training",
-    r".*does not have many workers",
-)
-
 DEFAULT_FOLDERS = {"lora_dir": "loras", "output_dir": "stylized"}
 
 
 def _explain(message: str, options: Sequence[str]) -> str:
     """The last paragraph of jsonargparse's message, and the nearest valid name of an unknown key."""
     unknown = re.search(
-        r"[Kk]ey '([\w.]+)' is not expected|Unrecognized arguments: --([\w.]+)|Option '([\w.]+)'", message
+        r"[Kk]ey '([\w.]+)' is not expected"
+        r"|[Uu]nrecognized arguments: --([\w.]+)"
+        r"|Option '([\w.]+)'"
+        r"|(Group '[\w.]+' does not accept option '[\w.]+')",
+        message,
     )
-    text = message.strip().split("\n\n")[-1].strip()
     if not unknown:
-        return text
-    key = next(group for group in unknown.groups() if group)
+        # a value that fits none of several types: the reasons come last, one a line
+        return message.strip().split("\n\n")[-1].split("Errors:\n")[-1].strip()
+    found = next(group for group in unknown.groups() if group)
+    key = ".".join(re.findall(r"'([\w.]+)'", found)) or found
     return f"'{key}' is not a setting{_did_you_mean(key, options)}"
 
 
@@ -177,6 +176,8 @@ def _quiet_imports() -> None:
     for name in ("xformers", "bitsandbytes", "diffusers", "torchao"):
         logging.getLogger(name).setLevel(logging.ERROR)
     logging.basicConfig(format="%(message)s", level=logging.INFO)
+    from diffstyler.chatter import LIBRARY_CHATTER
+
     for message in LIBRARY_CHATTER:
         warnings.filterwarnings("ignore", message)
     for name in ("httpx", "matplotlib", "PIL", "fsspec"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -59,7 +59,7 @@ class Denoiser:
         backbone: a loaded model.
         pack: its adapters, or None for the base model alone.
         rows_per_call: exactly so many rows in every UNet call, idle ones padded: a picture's numbers then do not
-            depend on its neighbors. None: all rows in one call.
+            depend on its neighbors; on a CPU bitwise, for which one thread computes. None: all rows in one call.
         plain_sites: adapters leave the self-attention at the injected sites alone.
 
     Raises:
@@ -128,15 +128,26 @@ class Denoiser:
         prompt = PromptEmbeds.cat([row.prompt for row in rows])
         if self._hooks is not None:
             self._hooks.rows = _pad(sources, padding, device) if sources is not None else None
-        if self.pack is None:
-            return self.backbone.predict_noise(latents, timesteps, prompt, alphas)
-        with self.pack.rows(self._adapters(rows, device)):
+        adapters = self.pack.rows(self._adapters(rows, device)) if self.pack is not None else nullcontext()
+        # several threads split a matrix product by its rows, and a row's last bits then depend on its place
+        exact = self.rows_per_call is not None and device.type == "cpu"
+        with adapters, _one_thread() if exact else nullcontext():
             return self.backbone.predict_noise(latents, timesteps, prompt, alphas)
 
     def _adapters(self, rows: list[Row], device: torch.device) -> Rows:
         slots = torch.tensor([0 if row.slot is None else row.slot for row in rows], device=device)
         strength = torch.tensor([0.0 if row.slot is None else row.strength for row in rows], device=device)
         return Rows(slots, strength, self._without)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def ddim_step(x: torch.Tensor, noise_pred: torch.Tensor, alpha: float, alpha_to: float) -> torch.Tensor:

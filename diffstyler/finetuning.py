@@ -128,6 +128,8 @@ class LoRAFinetuner(lightning.LightningModule):
         self.slots: list[Slot | None] = []
         self.waiting: list[FitJob] = []
         self.finished: list[FittedLoRA] = []
+        self._last_loss = float("nan")
+        self._total_steps = 0
         self.failures: dict[str, str] = {}
 
     # ---- the algorithm
@@ -197,7 +199,7 @@ class LoRAFinetuner(lightning.LightningModule):
         if not self.waiting:
             log.info("every picture has its LoRA in %s", self.library.lora_dir)
             return
-        width = min(self._data.pack_size, len(self._data.pictures))
+        width = self._width
         dtype = torch.float64 if self.trainer.precision == "64-true" else torch.float32
         self.pack = LoRAPack(self.backbone.unet, self.lora_config, width, device=self.device, dtype=dtype)
         self.pack.train()
@@ -232,8 +234,9 @@ class LoRAFinetuner(lightning.LightningModule):
     @property
     def last_loss(self) -> float:
         """Mean over the LoRAs under way of their latest loss."""
-        losses = [slot.losses[-1] for slot in self._busy() if slot.losses]
-        return sum(losses) / len(losses) if losses else float("nan")
+        latest = [slot.losses[-1] for slot in self._busy() if slot.losses]
+        self._last_loss = sum(latest) / len(latest) if latest else self._last_loss
+        return self._last_loss
 
     def step_count(self) -> tuple[int, int]:
         """Steps of all LoRAs of this run together, and how many of them are done."""
@@ -264,15 +267,22 @@ class LoRAFinetuner(lightning.LightningModule):
             raise ValueError(
                 f"trainer.max_steps: expected the steps of each LoRA, such as 200; got {self.trainer.max_steps}"
             )
-        jobs = [FitJob(p, self.identity(p), self.trainer.max_steps) for p in self._data.pictures]
+        width = self._width
+        jobs = [
+            FitJob(picture, self.identity(picture), self.trainer.max_steps, slot=index % width)
+            for index, picture in enumerate(self._data.pictures)
+        ]
         self.finished = [entry for job in jobs if (entry := self.library.get(job.identity))]
         done = {entry.identity.key for entry in self.finished}
         return [job for job in jobs if job.identity.key not in done]
 
     def _refill(self) -> None:
+        """Each picture waits for the slot it would have had all along: resumed or not, its numbers are the same."""
         for index, slot in enumerate(self.slots):
-            if slot is None and self.waiting:
-                self.slots[index] = self._open(self.waiting.pop(0), index)
+            job = next((job for job in self.waiting if job.slot == index), None)
+            if slot is None and job is not None:
+                self.waiting.remove(job)
+                self.slots[index] = self._open(job, index)
 
     def _open(self, job: FitJob, index: int) -> Slot:
         """Encode the picture and its prompt once; then the encoders leave the device again."""
@@ -356,6 +366,10 @@ class LoRAFinetuner(lightning.LightningModule):
     @property
     def _data(self) -> PicturesToFit:
         return self.trainer.datamodule  # type: ignore[attr-defined]
+
+    @property
+    def _width(self) -> int:
+        return max(1, min(self._data.pack_size, len(self._data.pictures)))
 
     def _busy(self) -> Iterator[Slot]:
         return (slot for slot in self.slots if slot is not None)

@@ -52,15 +52,27 @@ class InitialLatents(ABC):
     needs_style: bool = False
 
     @abstractmethod
-    def __call__(self, content: torch.Tensor, style: torch.Tensor | None) -> torch.Tensor:
-        """z_T of the content (C, h, w), and of the style or None -> x_T (C, h, w)."""
+    def __call__(self, content: torch.Tensor, style: torch.Tensor | None, seed: int) -> torch.Tensor:
+        """z_T of the content (C, h, w), and of the style or None, and the row's seed -> x_T (C, h, w)."""
 
 
 class FromContent(InitialLatents):
-    """x_T = z_T^c: the content's layout."""
+    """x_T = √(1−n) z_T^c + √n ε: the content's layout, with a share n of fresh noise drawn by the row's seed.
 
-    def __call__(self, content: torch.Tensor, style: torch.Tensor | None) -> torch.Tensor:
-        return content
+    Args:
+        noise: n, 0 … 1; 0 = no noise, every seed gives the same picture.
+    """
+
+    def __init__(self, noise: float = 0.0) -> None:
+        if not 0 <= noise <= 1:
+            raise ValueError(f"initial.noise: expected a share in 0 … 1, got {noise}")
+        self.noise = noise
+
+    def __call__(self, content: torch.Tensor, style: torch.Tensor | None, seed: int) -> torch.Tensor:
+        if self.noise == 0:
+            return content
+        fresh = torch.randn(content.shape, generator=torch.Generator().manual_seed(seed)).to(content)
+        return (1 - self.noise) ** 0.5 * content + self.noise**0.5 * fresh
 
 
 class FromContentAdaIN(InitialLatents):
@@ -68,7 +80,7 @@ class FromContentAdaIN(InitialLatents):
 
     needs_style = True
 
-    def __call__(self, content: torch.Tensor, style: torch.Tensor | None) -> torch.Tensor:
+    def __call__(self, content: torch.Tensor, style: torch.Tensor | None, seed: int) -> torch.Tensor:
         assert style is not None
         mean, std = content.mean((1, 2), keepdim=True), content.std((1, 2), keepdim=True)
         return (content - mean) / std * style.std((1, 2), keepdim=True) + style.mean((1, 2), keepdim=True)
@@ -79,7 +91,7 @@ class FromStyle(InitialLatents):
 
     needs_style = True
 
-    def __call__(self, content: torch.Tensor, style: torch.Tensor | None) -> torch.Tensor:
+    def __call__(self, content: torch.Tensor, style: torch.Tensor | None, seed: int) -> torch.Tensor:
         assert style is not None
         return style
 

@@ -24,11 +24,12 @@ SchedulerFactory = Callable[[Optimizer], LRScheduler]
 
 @dataclass(frozen=True)
 class FitJob:
-    """One LoRA to fit: which picture, under which identity, for how many steps."""
+    """One LoRA to fit: which picture, under which identity, for how many steps, in which slot of the pack."""
 
     picture: FitPicture
     identity: LoRAIdentity
     steps: int
+    slot: int
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,7 @@ class Slot:
             if self.gradient_clip is not None and gradient_norm > self.gradient_clip:
                 self.weights.grad.mul_(self.gradient_clip / gradient_norm)  # type: ignore[union-attr]
             self.optimizer.step()
-        self.scheduler.step()
+            self.scheduler.step()
         self.losses.append(loss)
         self.step += 1
 

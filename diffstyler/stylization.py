@@ -6,12 +6,12 @@ import logging
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from itertools import groupby
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 import lightning
 import torch
@@ -23,7 +23,7 @@ from diffstyler.denoiser import Denoiser
 from diffstyler.images import file_sha256, fit_size, load_image, picture_sha256, to_tensor
 from diffstyler.injection import CrossLoRAInjection, Injection
 from diffstyler.inversion import TrajectoryCache, invert
-from diffstyler.sampling import Canvas, FromContent, InitialLatents, Region, denoise
+from diffstyler.sampling import Canvas, FromContentAdaIN, InitialLatents, Region, denoise
 from diffstyler.types import Failed, PromptEmbeds, StyleRegion, Stylized, Trajectory, Triple
 from diffstyler.writer import StylizationWriter, request_key
 
@@ -70,10 +70,12 @@ class Stylizer(lightning.LightningModule):
         prompt: where the manifest gives none. ``{lora_prompt}`` is what the style LoRA was fitted with,
             ``{content_prompt}`` the manifest's column.
         injection: how content steers style.
-        initial: where the denoising starts.
-        content_lora: the source row and the inversion run under the content picture's own LoRA, not under the base.
+        initial: where the denoising starts; by default from the content's z_T with the style's channel statistics.
+        content_lora: whether inversion and source row run under the content picture's own LoRA: "found" where the
+            library has one, "required" always, "off" never (under the base model).
         resolution: short side, in pixels, that contents are worked on at; None = the model's.
-        rows_per_call: rows in every UNet call, idle ones padded, so that a picture does not depend on its batch.
+        rows_per_call: rows in every UNet call, idle ones padded, so that a picture does not depend on its batch (on a
+            CPU bitwise, by one thread). None = all rows of a batch in one call.
     """
 
     def __init__(
@@ -91,7 +93,7 @@ class Stylizer(lightning.LightningModule):
         prompt: str = "{lora_prompt}, {content_prompt}",
         injection: Injection | None = None,
         initial: InitialLatents | None = None,
-        content_lora: bool = False,
+        content_lora: Literal["found", "required", "off"] = "found",
         resolution: int | None = None,
         rows_per_call: int | None = None,
     ) -> None:
@@ -111,7 +113,7 @@ class Stylizer(lightning.LightningModule):
         self.negative_prompt = negative_prompt
         self.prompt = prompt
         self.injection = injection if injection is not None else CrossLoRAInjection()
-        self.initial = initial if initial is not None else FromContent()
+        self.initial = initial if initial is not None else FromContentAdaIN()
         self.content_lora = content_lora
         self.resolution = resolution
         self.rows_per_call = rows_per_call
@@ -148,31 +150,43 @@ class Stylizer(lightning.LightningModule):
             plain_sites=self.injection.plain_self_attention_at_sites,
         )
         schedule = self.backbone.sampling_schedule(self.num_inference_steps)
-        contents = self._invert(denoiser, works)
+        contents = [
+            self._invert(denoiser, work.pixels, work.content_sha256, work.content_adapter, self._inversion_steps)
+            for work in works
+        ]
         canvases = [self._canvas(denoiser, w, content) for w, content in zip(works, contents, strict=True)]
         latents = denoise(denoiser, canvases, schedule, self.injection, self._embed(""))
         pictures = [self.backbone.decode_latents(x_0[None])[0] for x_0 in latents]
         seconds = (time.perf_counter() - started) / len(works)
         return [_finish(work, pixels, seconds) for work, pixels in zip(works, pictures, strict=True)]
 
-    def _invert(self, denoiser: Denoiser, works: list[Work]) -> list[Trajectory]:
-        """{z_t^c} of each content, from the cache or by DDIM inversion of E(content), once each."""
-        keys = [self._trajectory_key(work) for work in works]
-        known = {work.content_sha256: self.cache.get(key) for work, key in zip(works, keys, strict=True)}
-        todo = {
-            w.content_sha256: (w, key) for w, key in zip(works, keys, strict=True) if known[w.content_sha256] is None
+    def _invert(
+        self, denoiser: Denoiser, pixels: torch.Tensor, picture: str, adapter: AdapterFile | None, steps: int
+    ) -> Trajectory:
+        """{z_t} of a picture (its sha256 is ``picture``) from E(picture), by DDIM inversion, or from the cache."""
+        key = {
+            "picture": picture,
+            "size": "x".join(map(str, pixels.shape[1:])),
+            "model": self.backbone.fingerprint(),
+            "adapter": adapter.sha256 if adapter else None,
+            "steps": steps,
+            "refinements": self.inversion_refinements,
+            "precision": str(self.trainer.precision),
+            "rows_per_call": self.rows_per_call,
         }
-        schedule = self.backbone.sampling_schedule(self.inversion_steps or self.num_inference_steps)
-        for work, key in todo.values():
-            z_0 = self.backbone.encode_image(work.pixels[None].to(self.device))[0]
-            slot = self._slot(work.content_adapter)
-            trajectory = invert(
-                denoiser, [z_0], schedule, self._embed(""), slot=slot, refinements=self.inversion_refinements
+        known = self.cache.get(key)
+        if known is None:
+            z_0 = self.backbone.encode_image(pixels[None].to(self.device))[0]
+            known = invert(
+                denoiser,
+                [z_0],
+                self.backbone.sampling_schedule(steps),
+                self._embed(""),
+                slot=self._slot(adapter),
+                refinements=self.inversion_refinements,
             )[0]
-            known[work.content_sha256] = trajectory
-            self.cache.put(key, trajectory)
-        trajectories = [known[work.content_sha256] for work in works]
-        return [Trajectory(t.timesteps, t.latents.to(self.device)) for t in trajectories if t is not None]
+            self.cache.put(key, known)
+        return Trajectory(known.timesteps, known.latents.to(self.device))
 
     def _canvas(self, denoiser: Denoiser, work: Work, content: Trajectory) -> Canvas:
         """x_T, the content's way, and the regions as tensors."""
@@ -190,18 +204,17 @@ class Stylizer(lightning.LightningModule):
         )
         x = content.at(int(self.backbone.sampling_schedule(self.num_inference_steps).timesteps[0]))
         for style, region in zip(work.styles, regions, strict=True):
-            start = self.initial(x, self._invert_style(denoiser, work, style, region))
+            start = self.initial(x, self._invert_style(denoiser, work, style), work.triple.seed)
             x = start if region.mask is None else torch.lerp(x, start, region.mask)
         return Canvas(x, content, regions, self._slot(work.content_adapter))
 
-    def _invert_style(self, denoiser: Denoiser, work: Work, style: Style, region: Region) -> torch.Tensor | None:
+    def _invert_style(self, denoiser: Denoiser, work: Work, style: Style) -> torch.Tensor | None:
         """z_T^s under the style's own LoRA, where the initial latents need it."""
         if not self.initial.needs_style:
             return None
-        pixels = to_tensor(load_image(style.region.style), (work.pixels.shape[1], work.pixels.shape[2]))
-        z_0 = self.backbone.encode_image(pixels[None].to(self.device))[0]
-        schedule = self.backbone.sampling_schedule(self.num_inference_steps)
-        return invert(denoiser, [z_0], schedule, self._embed(""), slot=region.slot)[0].latents[0]
+        image = load_image(_style_picture(style.region.style))
+        pixels = to_tensor(image, (work.pixels.shape[1], work.pixels.shape[2]))
+        return self._invert(denoiser, pixels, picture_sha256(image), style.adapter, self.num_inference_steps).latents[0]
 
     # ---- before and around it
 
@@ -214,12 +227,13 @@ class Stylizer(lightning.LightningModule):
         """
         triples = self._data.triples
         _check_masks(triples)
-        needs_picture = [r.style for t in triples for r in t.regions if not _is_picture(r.style)]
-        if self.initial.needs_style and needs_picture:
-            raise ValueError(
-                f"{needs_picture[0]}: model.initial {type(self.initial).__name__} inverts the style picture, "
-                "so the manifest must name pictures, not LoRA files"
-            )
+        if self.initial.needs_style:
+            for path in dict.fromkeys(region.style for triple in triples for region in triple.regions):
+                if not _style_picture(path).is_file():
+                    raise ValueError(
+                        f"{path}: model.initial {type(self.initial).__name__} inverts the style picture, and this LoRA "
+                        "has none beside it; name the picture, or set model.initial to FromContent"
+                    )
         self._find_adapters(triples)
 
     def configure_model(self) -> None:
@@ -233,6 +247,18 @@ class Stylizer(lightning.LightningModule):
     def configure_callbacks(self) -> list[lightning.Callback]:
         return [self.writer] if self.writer is not None else []
 
+    def on_predict_start(self) -> None:
+        """Raises:
+        ValueError: the inversion's grid does not hold the sampling grid's timesteps.
+        """
+        grids = [self.backbone.sampling_schedule(n) for n in (self.num_inference_steps, self._inversion_steps)]
+        sampling, inversion = (set(grid.timesteps.tolist()) for grid in grids)
+        if not sampling <= inversion:
+            raise ValueError(
+                f"model.inversion_steps {self.inversion_steps}: its grid misses {len(sampling - inversion)} of the "
+                f"{self.num_inference_steps} sampling timesteps; use 999, or leave it out"
+            )
+
     def on_predict_end(self) -> None:
         if self.pack is not None:
             self.pack.detach()
@@ -243,7 +269,7 @@ class Stylizer(lightning.LightningModule):
         image = load_image(triple.content)
         size = fit_size(image.size, self.resolution or self.backbone.resolution, self.backbone.size_multiple)
         sha256 = picture_sha256(image)
-        content_adapter = self._resolved[("content", sha256)] if self.content_lora else None
+        content_adapter = self._resolved.get(("content", sha256))
         styles = tuple(self._style(triple, region) for region in triple.regions)
         return Work(triple, to_tensor(image, size), image.size, sha256, content_adapter, styles, self._settings())
 
@@ -262,10 +288,10 @@ class Stylizer(lightning.LightningModule):
         """What determines a picture besides its row."""
         return {
             "num_inference_steps": self.num_inference_steps,
-            "inversion_steps": self.inversion_steps or self.num_inference_steps,
+            "inversion_steps": self._inversion_steps,
             "inversion_refinements": self.inversion_refinements,
             "injection": {"class": type(self.injection).__name__, **vars(self.injection)},
-            "initial": type(self.initial).__name__,
+            "initial": {"class": type(self.initial).__name__, **vars(self.initial)},
             "content_lora": self.content_lora,
             "resolution": self.resolution or self.backbone.resolution,
             "rows_per_call": self.rows_per_call,
@@ -276,17 +302,9 @@ class Stylizer(lightning.LightningModule):
     def _is_done(self, work: Work) -> bool:
         return self.writer is not None and self.writer.is_done(work.triple.id, work.key)
 
-    def _trajectory_key(self, work: Work) -> dict[str, str | int | None]:
-        return {
-            "content": work.content_sha256,
-            "size": "x".join(map(str, work.pixels.shape[1:])),
-            "model": self.backbone.fingerprint(),
-            "adapter": work.content_adapter.sha256 if work.content_adapter else None,
-            "steps": self.inversion_steps or self.num_inference_steps,
-            "refinements": self.inversion_refinements,
-            "precision": str(self.trainer.precision),
-            "rows_per_call": self.rows_per_call,
-        }
+    @property
+    def _inversion_steps(self) -> int:
+        return self.inversion_steps or self.num_inference_steps
 
     def _embed(self, prompt: str) -> PromptEmbeds:
         if prompt not in self._prompts:
@@ -306,9 +324,9 @@ class Stylizer(lightning.LightningModule):
                 missing.setdefault("style", []).append(path)
             else:
                 self._styles[path] = adapter
-        if self.content_lora:
-            for path in dict.fromkeys(triple.content for triple in triples):
-                if self._look_up("content", path) is None:
+        if self.content_lora != "off":
+            for path in _readable(dict.fromkeys(triple.content for triple in triples)):
+                if self._look_up("content", path) is None and self.content_lora == "required":
                     missing.setdefault("content", []).append(path)
         if missing:
             raise MissingLoRAError(self._missing_text(missing))
@@ -466,6 +484,21 @@ def _finish(work: Work, pixels: torch.Tensor, seconds: float) -> Stylized:
 
 def _is_picture(style: Path) -> bool:
     return not style.is_dir() and style.suffix != ".safetensors"
+
+
+def _style_picture(style: Path) -> Path:
+    """The picture itself, or the thumbnail in a LoRA's folder."""
+    return style if _is_picture(style) else (style if style.is_dir() else style.parent) / "thumbnail.png"
+
+
+def _readable(paths: Iterable[Path]) -> Iterator[Path]:
+    """Those that open as pictures; the others fail with their rows."""
+    for path in paths:
+        try:
+            load_image(path)
+        except (ValueError, OSError):
+            continue
+        yield path
 
 
 def _check_masks(triples: Sequence[Triple]) -> None:

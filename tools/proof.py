@@ -29,10 +29,11 @@ def main() -> int:
     if not rows:
         sys.exit(f"{arguments.folder}: no whole-picture results in these styles")
     print(f"| {'picture':28} | patch distance / photograph's | SSIM  |\n|{'-' * 30}|{'-' * 31}|{'-' * 7}|")
-    mean = ("mean", *(sum(column) / len(rows) for column in list(zip(*rows, strict=True))[1:]))
-    for name, distance, ssim in (*rows, mean):
+    mean_distance = sum(distance for _, distance, _ in rows) / len(rows)
+    mean_ssim = sum(ssim for _, _, ssim in rows) / len(rows)
+    for name, distance, ssim in (*rows, ("mean", mean_distance, mean_ssim)):
         print(f"| {name:28} | {distance:29.3f} | {ssim:.3f} |")
-    return int(mean[1] > MAX_DISTANCE or mean[2] < MIN_SSIM)
+    return int(mean_distance > MAX_DISTANCE or mean_ssim < MIN_SSIM)
 
 
 def measure(sidecar: Path, styles: list[str] | None) -> tuple[str, float, float] | None:

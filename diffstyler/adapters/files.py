@@ -89,13 +89,15 @@ def _checked(file: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, s
         if not torch.isfinite(tensor).all():
             raise LoRAFileError(f"{file}: {key} has NaN or infinite values; fit this LoRA again")
     rank = max(len(tensor) for key, tensor in state.items() if ".lora_A." in key)
-    return LoRA(state, _scale(metadata, rank), rank, file)
+    return LoRA(state, _scale(file, metadata, rank), rank, file)
 
 
-def _scale(metadata: dict[str, str], rank: int) -> float:
+def _scale(file: Path, metadata: dict[str, str], rank: int) -> float:
     """From the file's LoraConfig; without one a loader takes alpha = rank."""
     if LORA_ADAPTER_METADATA_KEY not in metadata:
         return 1.0
     fields = json.loads(metadata[LORA_ADAPTER_METADATA_KEY])
     alpha, r = fields.get("unet.lora_alpha", rank), fields.get("unet.r", rank)
+    if r != rank:
+        raise LoRAFileError(f"{file}: its weights have rank {rank}, but its metadata says {r}; fit this LoRA again")
     return lora_scale(LoraConfig(r=r, lora_alpha=alpha, use_rslora=fields.get("unet.use_rslora", False)))

@@ -1,0 +1,105 @@
+"""fit and stylize for notebooks: one picture each, through the same modules as the command."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import lightning
+from PIL import Image
+
+from diffstyler.adapters import FittedLoRA
+from diffstyler.chatter import LIBRARY_CHATTER
+from diffstyler.data import FitData, PredictData
+from diffstyler.finetuning import LoRAFinetuner
+from diffstyler.images import load_image
+from diffstyler.stylization import Stylizer
+from diffstyler.types import StyleRegion, Triple
+
+
+def fit(
+    picture: str | Path,
+    finetuner: LoRAFinetuner | None = None,
+    *,
+    steps: int = 200,
+    data: FitData | None = None,
+    precision: str = "32-true",
+) -> FittedLoRA:
+    """Fit a LoRA to one picture, or find it in the library if it is there.
+
+    Args:
+        picture: the style (or content) picture.
+        finetuner: model, library and settings.
+        steps: optimizer steps.
+        data: how the picture is used (``role``, ``prompt``, ``crops``, ``seed``); its pictures are replaced.
+        precision: Lightning's.
+    """
+    finetuner = finetuner if finetuner is not None else LoRAFinetuner()
+    data = data if data is not None else FitData(pictures=[Path(picture)])
+    data.manifest, data.paths = None, [Path(picture)]
+    with _quiet():
+        trainer = _trainer(max_steps=steps, precision=precision)
+        trainer.fit(finetuner, datamodule=data)
+    return finetuner.finished[0]
+
+
+def stylize(
+    content: str | Path,
+    style: str | Path | FittedLoRA,
+    stylizer: Stylizer | None = None,
+    *,
+    content_prompt: str = "",
+    strength: float = 1.0,
+    precision: str = "32-true",
+) -> Image.Image:
+    """Bring one picture into one style.
+
+    Args:
+        content: the picture.
+        style: what :func:`fit` returned, a LoRA file or folder, or a picture whose LoRA is in the library.
+        stylizer: model and settings; its ``output_dir`` gets picture and sidecar too.
+        content_prompt: what the picture shows.
+        strength: of the style, 0 … 2.
+        precision: Lightning's.
+    """
+    with tempfile.TemporaryDirectory() as nowhere, _quiet():
+        stylizer = stylizer if stylizer is not None else Stylizer(output_dir=Path(nowhere))
+        path = style.folder if isinstance(style, FittedLoRA) else Path(style)
+        region = StyleRegion(path, strength=strength)
+        triple = Triple(f"{Path(content).stem}-{path.stem}", Path(content), (region,), content_prompt=content_prompt)
+        _trainer(precision=precision).predict(
+            stylizer, datamodule=PredictData(triples=[triple]), return_predictions=False
+        )
+        assert stylizer.writer is not None
+        return load_image(stylizer.writer.output_dir / f"{triple.id}.png")
+
+
+def _trainer(**options: object) -> lightning.Trainer:
+    return lightning.Trainer(
+        accelerator="auto",
+        devices=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        enable_progress_bar=False,
+        **options,  # type: ignore[arg-type]
+    )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Lightning's remarks on choices that are ours, away from the notebook."""
+    logger = logging.getLogger("lightning.pytorch")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    with warnings.catch_warnings():
+        for message in LIBRARY_CHATTER:
+            warnings.filterwarnings("ignore", message)
+        try:
+            yield
+        finally:
+            logger.setLevel(level)

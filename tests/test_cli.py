@@ -1,0 +1,139 @@
+"""The command: help, errors in a few lines, and the whole way from a picture to a stylized picture."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from PIL import Image
+
+from diffstyler import cli
+from diffstyler.images import load_image
+
+CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
+FIT = ["--trainer.logger", "false", "--trainer.accelerator", "cpu", "--model.preview_steps", "2"]
+
+
+def tiny_model(tiny_dir: Path) -> list[str]:
+    return ["--model.backbone", "StableDiffusion", "--model.backbone.model", str(tiny_dir)]
+
+
+@pytest.fixture
+def manifest(tmp_path: Path) -> Path:
+    for name, color in {"photo": "navy", "painting": "gold", "print": "tomato"}.items():
+        image = Image.new("RGB", (72, 64), color)
+        image.paste("white", (10, 10, 40, 30))
+        image.save(tmp_path / f"{name}.png")
+    path = tmp_path / "manifest.csv"
+    path.write_text("id,content,style\none,photo.png,painting.png\ntwo,photo.png,print.png\n")
+    return path
+
+
+def test_help_answers_within_a_second():
+    started = time.perf_counter()
+    done = subprocess.run([sys.executable, "-m", "diffstyler", "--help"], capture_output=True, text=True, check=True)
+    assert time.perf_counter() - started < 1
+    assert "predict" in done.stdout
+
+
+def test_version(capsys):
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("diffstyler ")
+
+
+def test_unknown_command_names_the_nearest(capsys):
+    assert cli.main(["predcit"]) == 2
+    assert "did you mean 'predict'?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--model.num_inference_step", "5"], "did you mean 'model.num_inference_steps'?"),
+        (["--model.num_inference_steps", "many"], "model.num_inference_steps"),
+        (["--config", "nowhere.yaml"], "nowhere.yaml"),
+    ],
+)
+def test_wrong_settings_end_in_a_few_lines(arguments, expected, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["predict", *arguments])
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2
+    assert expected in error
+    assert len(error.splitlines()) <= 8
+    assert "usage:" not in error
+
+
+def test_misspelt_key_in_yaml(tmp_path, capsys):
+    path = tmp_path / "c.yaml"
+    path.write_text("model:\n  guidance_scal: 3.0\n")
+    with pytest.raises(SystemExit):
+        cli.main(["predict", "--config", str(path)])
+    error = capsys.readouterr().err
+    assert "model.guidance_scale" in error
+    assert len(error.splitlines()) <= 8
+
+
+def test_missing_loras_are_listed_with_the_command_that_makes_them(manifest, tiny_dir, capsys):
+    config = next(c for c in CONFIGS if c.stem == "predict")
+    arguments = ["--config", str(config), "--data.manifest", str(manifest), *tiny_model(tiny_dir)]
+    assert cli.main(["predict", *arguments, "--lora_dir", str(manifest.parent / "loras")]) == 1
+    error = capsys.readouterr().err
+    assert "painting.png" in error
+    assert "print.png" in error
+    assert "diffstyler fit --config configs/style.yaml" in error
+
+
+@pytest.mark.parametrize("config", [c for c in CONFIGS if c.stem in {"predict", "reference"}], ids=lambda c: c.stem)
+def test_fit_then_predict_makes_pictures(config, manifest, tiny_dir, tmp_path, capsys):
+    loras, output = tmp_path / "loras", tmp_path / "out"
+    common = ["--data.manifest", str(manifest), "--lora_dir", str(loras), *tiny_model(tiny_dir)]
+    style = next(c for c in CONFIGS if c.stem == "style")
+    assert cli.main(["fit", "--config", str(style), *common, *FIT, "--trainer.max_steps", "2"]) == 0
+    folders = [folder for folder in loras.iterdir() if not folder.name.startswith(".")]
+    assert {folder.name.split("-")[0] for folder in folders} == {"painting", "print"}
+    files = {file.name for file in folders[0].iterdir()}
+    assert files == {"README.md", "diffstyler.json", "loss.png", "preview.png", "thumbnail.png", cli_weights()}
+
+    quick = ["--model.num_inference_steps", "2", "--output_dir", str(output), "--trainer.accelerator", "cpu"]
+    if config.stem == "reference":
+        quick = [*quick, "--model.inversion_steps", "2"]
+    assert cli.main(["predict", "--config", str(config), *common, *quick]) == 0
+    for id in ("one", "two"):
+        assert load_image(output / f"{id}.png").size == (72, 64)
+        sidecar = json.loads((output / f"{id}.json").read_text())
+        assert sidecar["settings"]["num_inference_steps"] == 2
+        assert sidecar["regions"][0]["lora"]["sha256"]
+    assert (output / "one.png").read_bytes() != (output / "two.png").read_bytes()
+    assert "one" in (output / "index.html").read_text()
+    assert str(output / "index.html") in capsys.readouterr().out
+
+
+def test_a_second_run_makes_nothing_again(manifest, tiny_dir, tmp_path):
+    loras, output = tmp_path / "loras", tmp_path / "out"
+    common = ["--data.manifest", str(manifest), "--lora_dir", str(loras), *tiny_model(tiny_dir)]
+    style, predict = (str(next(c for c in CONFIGS if c.stem == stem)) for stem in ("style", "predict"))
+    quick = ["--model.num_inference_steps", "2", "--output_dir", str(output), "--trainer.accelerator", "cpu"]
+    stamps = []
+    for _ in range(2):
+        assert cli.main(["fit", "--config", style, *common, *FIT, "--trainer.max_steps", "1"]) == 0
+        assert cli.main(["predict", "--config", predict, *common, *quick]) == 0
+        made = [*loras.glob("*/*.safetensors"), *output.glob("*.png")]
+        stamps.append({file: file.stat().st_mtime_ns for file in made})
+    assert stamps[0] == stamps[1]
+    assert len(stamps[0]) == 4
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda c: c.stem)
+def test_every_shipped_config_begins_with_its_command(config):
+    first = config.read_text().splitlines()[0]
+    assert first.startswith("# diffstyler ")
+    assert f"configs/{config.name}" in first
+    assert yaml.safe_load(config.read_text())
+
+
+def cli_weights() -> str:
+    return "pytorch_lora_weights.safetensors"

@@ -1,0 +1,170 @@
+"""Fitting: exact whatever the neighbors, bitwise the same after an interruption, careful with what is not finite."""
+
+from pathlib import Path
+
+import lightning
+import pytest
+import torch
+from PIL import Image
+
+from diffstyler.adapters import read_lora
+from diffstyler.backbones import StableDiffusion
+from diffstyler.crops import Crops
+from diffstyler.data import FitData
+from diffstyler.finetuning import FitError, LoRAFinetuner
+from diffstyler.losses import CleanLoss, MinSNRLoss
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> list[Path]:
+    generator = torch.Generator().manual_seed(0)
+    paths = []
+    for name in ("red", "green", "blue"):
+        small = torch.randint(256, (8, 9, 3), generator=generator, dtype=torch.uint8)
+        path = tmp_path / f"{name}.png"
+        Image.fromarray(small.numpy()).resize((72, 64), Image.Resampling.NEAREST).save(path)
+        paths.append(path)
+    return paths
+
+
+def finetune(
+    tiny_dir, lora_dir, pictures, *, steps=3, pack_size=1, precision="32-true", callbacks=(), seed=0, **settings
+):
+    settings = {"rank": 4, "preview_steps": 0, "batch_size": 2, **settings}
+    settings.setdefault("optimizer", lambda params: torch.optim.AdamW(params, lr=1e-3))
+    module = LoRAFinetuner(StableDiffusion(str(tiny_dir)), lora_dir=lora_dir, **settings)
+    data = FitData(pictures=pictures, pack_size=pack_size, crops=Crops(resolution=64, crop_size=64, count=3), seed=seed)
+    trainer = lightning.Trainer(
+        accelerator="cpu",
+        max_steps=steps,
+        max_epochs=1,
+        precision=precision,
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        enable_progress_bar=False,
+        callbacks=list(callbacks),
+    )
+    trainer.fit(module, datamodule=data)
+    return {entry.identity.name: read_lora(entry.folder).state for entry in module.finished}
+
+
+def distance(a: dict, b: dict) -> float:
+    """‖a − b‖ / ‖b‖ over all weights."""
+    flat = [torch.cat([state[key].flatten() for key in sorted(b)]).double() for state in (a, b)]
+    return ((flat[0] - flat[1]).norm() / flat[1].norm()).item()
+
+
+def same(a: dict, b: dict) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_a_packed_lora_equals_the_same_lora_alone(tiny_dir, pictures, tmp_path):
+    packed = finetune(tiny_dir, tmp_path / "packed", pictures, pack_size=3)
+    alone = {}
+    for index, picture in enumerate(pictures):
+        alone |= finetune(tiny_dir, tmp_path / f"alone{index}", [picture])
+    for name in ("red", "green", "blue"):
+        assert distance(packed[name], alone[name]) < 1e-4
+    assert distance(packed["red"], packed["blue"]) > 1e-2
+
+
+def test_order_and_neighbors_do_not_matter(tiny_dir, pictures, tmp_path):
+    forward = finetune(tiny_dir, tmp_path / "forward", pictures, pack_size=2)
+    backward = finetune(tiny_dir, tmp_path / "backward", pictures[::-1], pack_size=2)
+    for name in forward:
+        assert same(forward[name], backward[name])
+
+
+class KillAt(lightning.Callback):
+    """Stops the program after a step, as a lost machine would: nothing is saved on the way out."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if batch_idx + 1 == self.step:
+            pl_module.slots = [None] * len(pl_module.slots)
+            raise KilledError
+
+
+class KilledError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("step", [1, 2, 4, 5])
+def test_resume_is_bitwise(tiny_dir, pictures, tmp_path, step):
+    whole = finetune(tiny_dir, tmp_path / "whole", pictures, steps=3, pack_size=2)
+    with pytest.raises(KilledError):
+        finetune(
+            tiny_dir, tmp_path / "cut", pictures, steps=3, pack_size=2, checkpoint_every=2, callbacks=[KillAt(step)]
+        )
+    resumed = finetune(tiny_dir, tmp_path / "cut", pictures, steps=3, pack_size=2, checkpoint_every=2)
+    for name in whole:
+        assert same(whole[name], resumed[name])
+
+
+def test_a_broken_lora_is_named_and_its_neighbors_are_not_touched(tiny_dir, pictures, tmp_path):
+    class Broken(MinSNRLoss):
+        def __call__(self, output, noised):
+            losses = super().__call__(output, noised)
+            return torch.cat([losses[:2], losses[2:] * float("nan")])
+
+    healthy = finetune(tiny_dir, tmp_path / "healthy", pictures[1:], pack_size=2, loss=MinSNRLoss())
+    with pytest.raises(FitError, match=r"blue\.png: the loss is nan at step 0"):
+        finetune(tiny_dir, tmp_path / "broken", pictures[1:], pack_size=2, loss=Broken())
+    folders = [folder.name for folder in (tmp_path / "broken").iterdir() if not folder.name.startswith(".")]
+    assert [name.split("-")[0] for name in folders] == ["green"]
+    kept = read_lora(tmp_path / "broken" / folders[0]).state
+    assert same(kept, healthy["green"])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"rank": 2},
+        {"alpha": 8},
+        {"target_modules": ["to_v"]},
+        {"loss": CleanLoss()},
+        {"loss": MinSNRLoss()},
+        {"batch_size": 1},
+        {"gradient_clip": 1e-3},
+        {"seed": 1},
+        {"steps": 4},
+        {"optimizer": lambda params: torch.optim.SGD(params, lr=0.1)},
+        {"lr_scheduler": lambda optimizer: torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)},
+        {"precision": "bf16-mixed"},
+    ],
+    ids=lambda change: "-".join(change),
+)
+def test_every_setting_has_an_effect(tiny_dir, pictures, tmp_path, change):
+    plain = finetune(tiny_dir, tmp_path / "loras", pictures[:1])["red"]
+    changed = finetune(tiny_dir, tmp_path / "loras", pictures[:1], **change)["red"]
+    assert not same(plain, changed)
+    assert len([f for f in (tmp_path / "loras").iterdir() if not f.name.startswith(".")]) == 2
+
+
+def test_gradient_checkpointing_gives_the_same_lora(tiny_dir, pictures, tmp_path):
+    plain = finetune(tiny_dir, tmp_path / "plain", pictures[:1])["red"]
+    saved = finetune(tiny_dir, tmp_path / "saved", pictures[:1], gradient_checkpointing=True)["red"]
+    assert distance(plain, saved) < 1e-5
+
+
+def test_double_precision_pack_is_exact(tiny_dir, pictures, tmp_path):
+    packed = finetune(tiny_dir, tmp_path / "packed", pictures[:2], pack_size=2, precision="64-true")
+    alone = finetune(tiny_dir, tmp_path / "alone", pictures[:1], precision="64-true")
+    assert distance(packed["red"], alone["red"]) < 1e-6  # files hold fp32
+
+
+def test_bitsandbytes_optimizer(tiny_dir, pictures, tmp_path):
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+    fitted = finetune(
+        tiny_dir, tmp_path / "loras", pictures[:1], optimizer=lambda p: bitsandbytes.optim.AdamW8bit(p, lr=1e-3)
+    )
+    plain = finetune(tiny_dir, tmp_path / "plain", pictures[:1])
+    assert 0 < distance(fitted["red"], plain["red"]) < 0.2
+
+
+def test_steps_must_be_given(tiny_dir, pictures, tmp_path):
+    with pytest.raises(ValueError, match=r"trainer\.max_steps"):
+        finetune(tiny_dir, tmp_path / "loras", pictures[:1], steps=-1)

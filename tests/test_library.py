@@ -1,0 +1,94 @@
+"""The library: found by what determines a LoRA, there only when complete."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from diffstyler.adapters import LoRAIdentity, LoRALibrary, read_record
+
+IDENTITY = LoRAIdentity("style", "starry night", "ab12", "cd34", {"rank": 4, "lr": 2e-4, "prompt": "painting of stars"})
+
+
+def write(folder: Path) -> None:
+    (folder / "weights").write_text("weights")
+
+
+@pytest.fixture
+def library(tmp_path: Path) -> LoRALibrary:
+    return LoRALibrary(tmp_path / "loras")
+
+
+def test_published_is_found(library):
+    assert library.get(IDENTITY) is None
+    assert library.entries() == []
+    entry = library.publish(IDENTITY, write)
+    assert entry.folder == library.lora_dir / IDENTITY.folder_name
+    assert (entry.folder / "weights").read_text() == "weights"
+    assert entry.prompt == "painting of stars"
+    assert library.get(IDENTITY) == entry == read_record(entry.folder)
+    assert library.get(replace(IDENTITY, name="renamed")) == entry
+    assert library.get(replace(IDENTITY, model="other")) is None
+
+
+def test_entries_come_by_folder_name(library):
+    others = [replace(IDENTITY, name=name, picture=name) for name in ("wave", "cezanne", "scream")]
+    for identity in others:
+        library.publish(identity, write)
+    assert [entry.identity.name for entry in library.entries()] == ["cezanne", "scream", "wave"]
+
+
+def test_a_failed_write_leaves_no_lora(library):
+    def fail(folder: Path) -> None:
+        write(folder)
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        library.publish(IDENTITY, fail)
+    assert library.get(IDENTITY) is None
+    assert library.entries() == []
+    assert not (library.lora_dir / IDENTITY.folder_name).exists()
+    assert library.publish(IDENTITY, write) == library.get(IDENTITY)
+
+
+def test_publishing_ends_the_unfinished_state(library):
+    state = library.state_file(IDENTITY)
+    state.parent.mkdir(parents=True)
+    state.write_text("state")
+    assert library.entries() == []
+    library.publish(IDENTITY, write)
+    assert not state.exists()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"role": "content"},
+        {"picture": "ff"},
+        {"model": "ff"},
+        {"settings": {**IDENTITY.settings, "rank": 8}},
+        {"settings": {**IDENTITY.settings, "prompt": ""}},
+        {"settings": {**IDENTITY.settings, "flip": True}},
+    ],
+    ids=str,
+)
+def test_the_key_holds_everything(change):
+    assert replace(IDENTITY, **change).key != IDENTITY.key
+
+
+def test_the_key_holds_neither_name_nor_order():
+    assert replace(IDENTITY, name="renamed").key == IDENTITY.key
+    assert replace(IDENTITY, settings=dict(reversed(IDENTITY.settings.items()))).key == IDENTITY.key
+
+
+def test_folder_names_are_safe():
+    name = replace(IDENTITY, name="../a b/ü" + "x" * 99).folder_name
+    assert name == f"_a_b_{'x' * 43}-{IDENTITY.key[:12]}"
+
+
+@pytest.mark.parametrize("text", ["{", '{"role": "style"}', "[]"])
+def test_a_damaged_record_is_named(library, text):
+    entry = library.publish(IDENTITY, write)
+    (entry.folder / "diffstyler.json").write_text(text)
+    with pytest.raises(ValueError, match=r"diffstyler\.json is damaged.*delete the folder and fit again"):
+        library.entries()
