@@ -6,6 +6,7 @@ LIBRARY_CHATTER = (
     r".*does not have many workers",  # rows are paths and words
     r".*You have overridden `transfer_batch_to_device`",
     r".*`LightningModule.configure_optimizers` returned",
-    r"\s*(``(ArgumentParser.add_instantiator|instantiate_classes)``|skip_none parameter) was deprecated",  # Lightning's CLI calls them
+    # Lightning's CLI calls them
+    r"\s*(``(ArgumentParser.add_instantiator|instantiate_classes)``|skip_none parameter) was deprecated",
     r"\s*By default only one JsonargparseDeprecationWarning",
 )

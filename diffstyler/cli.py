@@ -84,11 +84,13 @@ def _demo(arguments: list[str]) -> None:
     parser.add_argument("--output_dir", type=Path, default=Path("demo"), help="where everything goes (default: demo)")
     folder: Path = parser.parse_args(arguments).output_dir
     manifest = copy_examples(folder / "examples")
-    loras, common = folder / "loras", ["--data.manifest", str(manifest), "--lora_dir", str(folder / "loras")]
-    for config in ("style.yaml", "content.yaml"):
-        _fit(["--config", str(configs_dir() / config), *common])
-    _predict(["--config", str(configs_dir() / "predict.yaml"), *common, "--output_dir", str(folder / "pictures")])
-    print(f"\nLoRAs:          {loras}\npictures:       {folder / 'pictures'}")
+    loras = ["--lora_dir", str(folder / "loras")]
+    for config, rows in {"style.yaml": manifest, "content.yaml": manifest.with_name("content.csv")}.items():
+        runs = ["--trainer.logger.save_dir", str(folder / "runs")]
+        _fit(["--config", str(configs_dir() / config), "--data.manifest", str(rows), *loras, *runs])
+    output = ["--output_dir", str(folder / "pictures"), "--model.cache_dir", str(folder / "trajectories")]
+    _predict(["--config", str(configs_dir() / "predict.yaml"), "--data.manifest", str(manifest), *loras, *output])
+    print(f"\nLoRAs:          {folder / 'loras'}\npictures:       {folder / 'pictures'}")
     print(f"contact sheet:  {folder / 'pictures' / 'index.html'}")
 
 

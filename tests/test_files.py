@@ -132,3 +132,18 @@ def test_files_that_are_no_lora_are_named(tmp_path, name, write, message):
 def test_an_empty_folder_is_no_lora(tmp_path):
     with pytest.raises(LoRAFileError, match=f"{WEIGHTS_NAME}: no such file"):
         read_lora(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "expected"),
+    [
+        ("{cut off", "is not JSON"),
+        (json.dumps({"unet.r": 2, "unet.lora_alpha": 2, "unet.alpha_pattern": {"to_q": 8}}), "differ between modules"),
+    ],
+)
+def test_metadata_that_cannot_be_honored_is_refused(tmp_path, metadata, expected):
+    state = {"unet.to_q.lora_A.weight": torch.ones(2, 4), "unet.to_q.lora_B.weight": torch.ones(4, 2)}
+    path = tmp_path / "lora.safetensors"
+    save_file(state, path, metadata={"lora_adapter_metadata": metadata})
+    with pytest.raises(LoRAFileError, match=expected):
+        read_lora(path)

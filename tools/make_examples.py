@@ -14,8 +14,8 @@ from PIL import Image
 from skimage import data
 from world import render_scene
 
-#: NASA (public domain), Rachel Michetti (CC0), Stefan van der Walt (CC0), SpaceX (public domain)
-PHOTOGRAPHS = {"astronaut": data.astronaut, "coffee": data.coffee, "cat": data.chelsea, "rocket": data.rocket}
+#: NASA (public domain), Rachel Michetti (CC0), Stefan van der Walt (CC0)
+PHOTOGRAPHS = {"astronaut": data.astronaut, "coffee": data.coffee, "cat": data.chelsea}
 #: style and the seed of the scene that it paints; mosaic and impasto are not in the embedded model's training
 STYLES = {"mosaic": 5, "impasto": 4, "pointillism": 0, "watercolor": 4, "hatching": 1}
 

@@ -96,7 +96,12 @@ def _scale(file: Path, metadata: dict[str, str], rank: int) -> float:
     """From the file's LoraConfig; without one a loader takes alpha = rank."""
     if LORA_ADAPTER_METADATA_KEY not in metadata:
         return 1.0
-    fields = json.loads(metadata[LORA_ADAPTER_METADATA_KEY])
+    try:
+        fields = json.loads(metadata[LORA_ADAPTER_METADATA_KEY])
+    except json.JSONDecodeError as error:
+        raise LoRAFileError(f"{file}: its {LORA_ADAPTER_METADATA_KEY} is not JSON ({error})") from error
+    if fields.get("unet.rank_pattern") or fields.get("unet.alpha_pattern"):
+        raise LoRAFileError(f"{file}: ranks or alphas that differ between modules are not supported")
     alpha, r = fields.get("unet.lora_alpha", rank), fields.get("unet.r", rank)
     if r != rank:
         raise LoRAFileError(f"{file}: its weights have rank {rank}, but its metadata says {r}; fit this LoRA again")

@@ -83,7 +83,10 @@ class LoRALibrary:
         (partial / RECORD_NAME).write_text(json.dumps(asdict(identity), indent=2, sort_keys=True) + "\n")
         for file in partial.iterdir():
             _flush(file)
-        partial.replace(folder)
+        if folder.is_dir():  # another process was faster; equal identity means equal weights
+            shutil.rmtree(partial)
+        else:
+            partial.replace(folder)
         self.state_file(identity).unlink(missing_ok=True)
         return FittedLoRA(folder, identity)
 
