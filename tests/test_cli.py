@@ -98,6 +98,10 @@ def test_fit_then_predict_makes_pictures(config, manifest, tiny_dir, tmp_path, c
     files = {file.name for file in folders[0].iterdir()}
     assert files == {"README.md", "diffstyler.json", "loss.png", "preview.png", "thumbnail.png", cli_weights()}
 
+    content = next(c for c in CONFIGS if c.stem == "content")
+    assert cli.main(["fit", "--config", str(content), *common, *FIT, "--trainer.max_steps", "2"]) == 0
+    assert len(list(loras.glob("photo-*"))) == 1
+
     quick = ["--model.num_inference_steps", "2", "--output_dir", str(output), "--trainer.accelerator", "cpu"]
     if config.stem == "reference":
         quick = [*quick, "--model.inversion_steps", "2"]

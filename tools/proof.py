@@ -2,9 +2,9 @@
 
 python tools/proof.py demo/pictures
 
-For each picture: patch distance to the style picture over the photograph's own (at most 0.6 is the goal) and SSIM of
-luminance with the photograph (at least 0.5). Pictures are compared at a short side of 256 pixels. Exit code 1 when the
-mean over all rows misses a goal.
+For each picture: patch distance to the style picture over the photograph's own (at most 0.45 is the goal: the style's
+color statistics alone, without a fitted LoRA, reach about 0.55) and SSIM of luminance with the photograph (at least
+0.5). Pictures are compared at a short side of 256 pixels. Exit code 1 when the mean over all rows misses a goal.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 from diffstyler.images import fit_size, load_image, to_tensor
 from diffstyler.metrics import luminance_ssim, patch_distance
 
-MAX_DISTANCE, MIN_SSIM = 0.6, 0.5
+MAX_DISTANCE, MIN_SSIM = 0.45, 0.5
 
 
 def main() -> int:
