@@ -11,7 +11,7 @@ import lightning
 from torch.utils.data import DataLoader
 
 from diffstyler.crops import Crops, FitPicture
-from diffstyler.images import load_image, picture_sha256
+from diffstyler.images import is_picture, load_image, picture_sha256
 from diffstyler.manifest import read_manifest
 from diffstyler.types import Triple
 
@@ -124,8 +124,3 @@ class PredictData(lightning.LightningDataModule):
 
     def predict_dataloader(self) -> DataLoader:
         return DataLoader(list(self.triples), batch_size=self.batch_size, collate_fn=list)  # type: ignore[arg-type]
-
-
-def is_picture(style: Path) -> bool:
-    """Whether a style is named by a picture, rather than by its LoRA (a folder or a .safetensors file)."""
-    return not style.is_dir() and style.suffix != ".safetensors"

@@ -96,6 +96,11 @@ def picture_sha256(image: Image.Image) -> str:
     return digest.hexdigest()
 
 
+def is_picture(style: Path) -> bool:
+    """Whether a style is named by a picture, rather than by its LoRA (a folder or a .safetensors file)."""
+    return not style.is_dir() and style.suffix != ".safetensors"
+
+
 def to_tensor(image: Image.Image, size: tuple[int, int] | None = None) -> torch.Tensor:
     """An RGB image as pixels (3, H, W), float32 in [-1, 1], resized to ``size`` (height, width) by Lanczos."""
     pixels = torch.from_numpy(np.array(_resized(image, size)))  # (H, W, 3) in 0 … 255

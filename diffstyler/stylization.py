@@ -17,10 +17,10 @@ import lightning
 import torch
 from peft import LoraConfig
 
-from diffstyler.adapters import LoRA, LoRALibrary, LoRAPack, read_lora, read_record
+from diffstyler.adapters import LoRALibrary, LoRAPack, read_lora, read_record
 from diffstyler.backbones import Backbone, StableDiffusion
 from diffstyler.denoiser import Denoiser
-from diffstyler.images import file_sha256, fit_size, load_image, picture_sha256, to_tensor
+from diffstyler.images import file_sha256, fit_size, is_picture, load_image, picture_sha256, to_tensor
 from diffstyler.injection import CrossLoRAInjection, Injection
 from diffstyler.inversion import TrajectoryCache, invert
 from diffstyler.sampling import Canvas, FromContentAdaIN, InitialLatents, Region, denoise
@@ -319,7 +319,7 @@ class Stylizer(lightning.LightningModule):
         self._resolved: dict[tuple[str, str], AdapterFile] = {}
         missing: dict[str, list[Path]] = {}
         for path in dict.fromkeys(region.style for triple in triples for region in triple.regions):
-            adapter = self._read_adapter(path) if not _is_picture(path) else self._look_up("style", path)
+            adapter = self._read_adapter(path) if not is_picture(path) else self._look_up("style", path)
             if adapter is None:
                 missing.setdefault("style", []).append(path)
             else:
@@ -353,16 +353,13 @@ class Stylizer(lightning.LightningModule):
         return adapter
 
     def _read_adapter(self, path: Path) -> AdapterFile:
-        lora = self._open_lora(path)
+        lora = read_lora(path)
         is_ours = path.is_dir() and (path / "diffstyler.json").is_file()
         prompt = read_record(path).prompt if is_ours else ""
         modules = frozenset(key.rsplit(".lora_", 1)[0] for key in lora.state)
         adapter = AdapterFile(lora.path, file_sha256(lora.path), prompt, lora.rank, modules, lora.scale)
         self.adapters[lora.path] = adapter
         return adapter
-
-    def _open_lora(self, path: Path) -> LoRA:
-        return read_lora(path)
 
     def _load_adapters(self, works: list[Work]) -> None:
         """Bring the LoRAs of these pictures into the pack; its rank and modules are those of the whole run."""
@@ -413,7 +410,7 @@ class Style:
 
     def describe(self) -> dict:
         picture = {"path": str(self.region.style)}
-        if _is_picture(self.region.style):
+        if is_picture(self.region.style):
             picture["sha256"] = file_sha256(self.region.style)
         described = {key: value for key, value in asdict(self.region).items() if key != "style"}
         lora = {"path": str(self.adapter.path), "sha256": self.adapter.sha256}
@@ -444,8 +441,8 @@ class Work:
             "content": self.content_sha256,
             "content_adapter": self.content_adapter.sha256 if self.content_adapter else None,
             "regions": [
-                {**asdict(s.region), "style": None, "lora": s.adapter.sha256, "prompt": s.prompt,
-                 "negative_prompt": s.negative_prompt, "guidance_scale": s.guidance_scale}
+                {**asdict(s.region), "style": _style_sha256(s.region.style), "lora": s.adapter.sha256,
+                 "prompt": s.prompt, "negative_prompt": s.negative_prompt, "guidance_scale": s.guidance_scale}
                 for s in self.styles
             ],
             "seed": self.triple.seed,
@@ -482,13 +479,15 @@ def _finish(work: Work, pixels: torch.Tensor, seconds: float) -> Stylized:
     return Stylized(work.triple.id, full, provenance)
 
 
-def _is_picture(style: Path) -> bool:
-    return not style.is_dir() and style.suffix != ".safetensors"
-
-
 def _style_picture(style: Path) -> Path:
     """The picture itself, or the thumbnail in a LoRA's folder."""
-    return style if _is_picture(style) else (style if style.is_dir() else style.parent) / "thumbnail.png"
+    return style if is_picture(style) else (style if style.is_dir() else style.parent) / "thumbnail.png"
+
+
+def _style_sha256(style: Path) -> str | None:
+    """Of the picture that the initial latents may take statistics from."""
+    picture = _style_picture(style)
+    return file_sha256(picture) if picture.is_file() else None
 
 
 def _readable(paths: Iterable[Path]) -> Iterator[Path]:
