@@ -109,13 +109,31 @@ def load_shards(directory: Path, stem: str) -> dict[str, Tensor]:
     return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
 
 
+def load_denoiser(directory: Path, tokenizer: CLIPTokenizer) -> Denoiser:
+    """The trained UNet and text encoder: from the shards that training wrote, or from a pipeline directory."""
+    denoiser = Denoiser(tokenizer)
+    if (directory / "unet").is_dir():
+        parts = {"unet.": load_file(directory / "unet" / "diffusion_pytorch_model.safetensors")}
+        parts["text_encoder."] = load_file(directory / "text_encoder" / "model.safetensors")
+        state = {prefix + name: tensor.float() for prefix, part in parts.items() for name, tensor in part.items()}
+    else:
+        state = load_shards(directory, "unet")
+    denoiser.load_state_dict(state)
+    return denoiser
+
+
 def save_vae(vae: AutoencoderKL, mean: Tensor, std: Tensor, directory: Path) -> None:
     """`mean` and `std` (C,): those of the latents' channels over the rendered pictures."""
     save_shards({**vae.state_dict(), "latents.mean": mean, "latents.std": std}, directory, "vae")
 
 
 def load_vae(directory: Path) -> AutoencoderKL:
-    """The trained autoencoder, made so that its latents have mean 0 and standard deviation 1 in every channel."""
+    """The trained autoencoder, made so that its latents have mean 0 and standard deviation 1 in every channel.
+
+    `directory`: what `save_vae` wrote, or a pipeline directory, whose autoencoder is made so already.
+    """
+    if (directory / "vae").is_dir():
+        return AutoencoderKL.from_pretrained(directory / "vae").eval()
     state = load_shards(directory, "vae")
     mean, std = state.pop("latents.mean"), state.pop("latents.std")
     vae = build_vae()
@@ -146,8 +164,7 @@ def fold_normalization(vae: AutoencoderKL, mean: Tensor, std: Tensor) -> None:
 def export_pipeline(vae_directory: Path, unet_directory: Path, out: Path) -> None:
     """Make a `StableDiffusionPipeline` directory in half precision of the two trained parts."""
     tokenizer = build_tokenizer()
-    denoiser = Denoiser(tokenizer)
-    denoiser.load_state_dict(load_shards(unet_directory, "unet"))
+    denoiser = load_denoiser(unet_directory, tokenizer)
     pipeline = StableDiffusionPipeline(
         vae=load_vae(vae_directory),
         text_encoder=denoiser.text_encoder.eval(),

@@ -24,7 +24,7 @@ from base_model import (
     build_scheduler,
     build_vae,
     export_pipeline,
-    load_shards,
+    load_denoiser,
     load_vae,
     save_shards,
     save_vae,
@@ -77,9 +77,10 @@ def parse_arguments() -> argparse.Namespace:
     vae.add_argument("--learning-rate", type=float, default=8e-4)
     vae.add_argument("--kl-weight", type=float, default=1e-4)
     unet = commands.add_parser("unet", parents=[training], help="train the UNet and the text encoder")
-    unet.add_argument("--vae", type=Path, required=True, help="directory that `vae` wrote")
+    unet.add_argument("--vae", type=Path, required=True, help="directory that `vae` wrote, or a pipeline directory")
     unet.add_argument("--scenes", type=int, default=9000, help="scenes to render, each as three pictures")
-    unet.add_argument("--resume", type=Path, help="directory that an earlier `unet` wrote, to go on from")
+    unet.add_argument("--resume", type=Path, help="what an earlier `unet` wrote, or a pipeline, to go on from")
+    unet.add_argument("--channels-last", action=argparse.BooleanOptionalAction, default=True)
     unet.add_argument("--batch", type=int, default=192)
     unet.add_argument("--learning-rate", type=float, default=5e-4)
     export = commands.add_parser("export", help="make the pipeline directory")
@@ -252,9 +253,9 @@ def train_unet(options: argparse.Namespace) -> None:
     latents = encode_both_ways(load_vae(options.vae).to(device), pictures)  # type: ignore[arg-type]
     report(f"latents: {tuple(latents.shape)}, std {latents.std():.3f}")
 
-    denoiser = Denoiser(tokenizer).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if options.resume is not None:
-        denoiser.load_state_dict(load_shards(options.resume, "unet"))
+    layout = torch.channels_last if options.channels_last else torch.contiguous_format
+    denoiser = Denoiser(tokenizer) if options.resume is None else load_denoiser(options.resume, tokenizer)
+    denoiser.to(device, memory_format=layout)  # type: ignore[call-overload]
     average = copy.deepcopy(denoiser).requires_grad_(False)
     report(f"denoiser: {sum(p.numel() for p in denoiser.parameters()) / 1e6:.2f} M parameters")
     optimizer = torch.optim.AdamW(denoiser.parameters(), lr=0.0, weight_decay=1e-3, betas=(0.9, 0.99), fused=True)
@@ -273,8 +274,8 @@ def train_unet(options: argparse.Namespace) -> None:
             half = clean.shape[-1] // 2
             top, left = rng.integers(half + 1, size=2).tolist()
             clean = clean[:, :, top : top + half, left : left + half]
-        clean = clean.contiguous(memory_format=torch.channels_last)
-        noise = torch.randn(clean.shape, device=device, generator=generator).to(memory_format=torch.channels_last)
+        clean = clean.contiguous(memory_format=layout)
+        noise = torch.randn(clean.shape, device=device, generator=generator).to(memory_format=layout)
         timesteps = draw(options.batch, len(alphas_cumprod))
         alpha = alphas_cumprod[timesteps][:, None, None, None]
         noisy = alpha.sqrt() * clean + (1 - alpha).sqrt() * noise
