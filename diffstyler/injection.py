@@ -41,6 +41,16 @@ class Injection(ABC):
     def rates(self, step: int, num_inference_steps: int, timestep: int) -> Rates:
         """The rates of step 0 … ``num_inference_steps`` − 1, at ``timestep``."""
 
+    def scheduled(self, features: float | None, attention: float | None) -> Injection:
+        """The same with other fractions of the steps, None = as it is.
+
+        Raises:
+            ValueError: this injection has no such fractions.
+        """
+        if features is None and attention is None:
+            return self
+        raise ValueError(f"{type(self).__name__} has no schedule that inject_features or inject_attention could change")
+
 
 class CrossLoRAInjection(Injection):
     """DiffStyler's injection (v1: fixed, v3: adaptive attention fusion; both: features are replaced).
@@ -70,6 +80,15 @@ class CrossLoRAInjection(Injection):
         self.adaptive = adaptive
         self.source_under_style = source_under_style
         self.plain_self_attention_at_sites = plain_self_attention_at_sites
+
+    def scheduled(self, features: float | None, attention: float | None) -> CrossLoRAInjection:
+        return CrossLoRAInjection(
+            self.features if features is None else features,
+            self.attention if attention is None else attention,
+            adaptive=self.adaptive,
+            source_under_style=self.source_under_style,
+            plain_self_attention_at_sites=self.plain_self_attention_at_sites,
+        )
 
     def rates(self, step: int, num_inference_steps: int, timestep: int) -> Rates:
         rate = min(1.0, 2 * timestep / 1000) if self.adaptive else 1.0

@@ -17,9 +17,13 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from diffstyler.mask_prompt import File, MaskPromptError, parse_mask_prompt, with_files_from
 from diffstyler.types import StyleRegion, Triple
 
-REGION_COLUMNS = ("style", "mask", "prompt", "negative_prompt", "strength", "guidance_scale", "start", "stop")
+REGION_COLUMNS = (
+    "style", "mask", "prompt", "negative_prompt", "strength", "guidance_scale", "start", "stop",
+    "inject_features", "inject_attention",
+)  # fmt: skip
 COLUMNS = ("content", *REGION_COLUMNS, "id", "content_prompt", "seed")
 REQUIRED = ("content", "style")
 MAX_ID_BYTES = 200  # file systems allow 255 for the name with its suffixes
@@ -37,7 +41,8 @@ def read_manifest(path: Path) -> tuple[Triple, ...]:
 
     Columns: ``content`` and ``style`` (paths, relative to the manifest's folder), and optionally ``id``,
     ``content_prompt``, ``seed`` (0 … 2^63-1), ``mask``, ``prompt``, ``negative_prompt``, ``strength`` (0 … 2),
-    ``guidance_scale`` (>= 0), ``start`` and ``stop`` (1 >= start > stop >= 0). Empty, null and absent all mean
+    ``guidance_scale`` (>= 0), ``start`` and ``stop`` (1 >= start > stop >= 0), ``inject_features`` and
+    ``inject_attention`` (0 … 1). Empty, null and absent all mean
     "not given". Rows with the same ``id`` are regions of one picture, in row order; JSON Lines and Parquet may
     nest them as ``regions: [{style, mask, …}]`` instead.
 
@@ -110,6 +115,19 @@ class _Cells:
             return value
         return self.fail(column, f"expected text, got {_shown(value)}")
 
+    def mask(self) -> str | None:
+        """The prompt in its canonical form, its files found."""
+        if (written := self.text("mask")) is None:
+            return None
+        try:
+            prompt = with_files_from(parse_mask_prompt(written), self.folder)
+        except MaskPromptError as error:
+            return self.fail("mask", str(error))
+        for file in (node.path for node in prompt.walk() if isinstance(node, File)):
+            if not file.is_file():
+                return self.fail("mask", f"no such mask file (looked for {file.absolute()})")
+        return str(prompt)
+
     def number_in(self, column: str, low: float, high: float) -> float | None:
         value = self.value(column)
         number = float(str(value)) if _NUMBER.fullmatch(str(value)) else math.nan
@@ -169,9 +187,10 @@ def _read_row(cells: _Cells) -> _Row:
 def _read_region(cells: _Cells) -> StyleRegion | None:
     problems_before = len(cells.report.problems)
     style = cells.path("style", folder_allowed=True)
-    ranges = {"strength": (0, 2), "guidance_scale": (0, math.inf), "start": (0, 1), "stop": (0, 1)}
-    texts = {name: cells.text(name) for name in ("mask", "prompt", "negative_prompt")}
-    given = {**texts, **{name: cells.number_in(name, *bounds) for name, bounds in ranges.items()}}
+    fractions = dict.fromkeys(("start", "stop", "inject_features", "inject_attention"), (0, 1))
+    ranges = {"strength": (0, 2), "guidance_scale": (0, math.inf), **fractions}
+    texts = {name: cells.text(name) for name in ("prompt", "negative_prompt")}
+    given = {"mask": cells.mask(), **texts, **{name: cells.number_in(name, *bounds) for name, bounds in ranges.items()}}
     if style is None or len(cells.report.problems) > problems_before:
         return None
     region = StyleRegion(style, **{name: value for name, value in given.items() if value is not None})

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 
 import torch
 
 from diffstyler.backbones import Schedule
-from diffstyler.denoiser import Denoiser, Group, Row, ddim_step
-from diffstyler.injection import Injection, NoInjection, Rates
+from diffstyler.denoiser import Denoiser, Group, Row
+from diffstyler.fusion import FuseLatents, Fusion, Step, blend, shares
+from diffstyler.injection import Injection, NoInjection
 from diffstyler.types import PromptEmbeds, Trajectory
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Region:
     """A style at work on a part of a picture.
 
     ``slot``: the style adapter in the pack, None for the base model. ``mask`` (h, w) in [0, 1] on the latent grid,
-    1 = stylize; None = everywhere. Active at the noise levels stop < t / T <= start.
+    1 = stylize; None = everywhere. Active at the noise levels stop < t / T <= start. ``injection``: how the content
+    steers this style.
     """
 
     slot: int | None
@@ -30,6 +32,7 @@ class Region:
     mask: torch.Tensor | None = None
     start: float = 1.0
     stop: float = 0.0
+    injection: Injection = field(default_factory=NoInjection)
 
     def active(self, timestep: int, num_train_timesteps: int) -> bool:
         return self.stop < timestep / num_train_timesteps <= self.start
@@ -101,8 +104,8 @@ def denoise(
     denoiser: Denoiser,
     canvases: Sequence[Canvas],
     schedule: Schedule,
-    injection: Injection,
     source_prompt: PromptEmbeds,
+    fusion: Fusion | None = None,
 ) -> list[torch.Tensor]:
     """Mask-wise DDIM denoising with cross-LoRA injection (the method) -> x_0 of each picture, (C, h, w).
 
@@ -110,26 +113,32 @@ def denoise(
         denoiser: ε of the model under its adapters.
         canvases: pictures of equal latent size, made together.
         schedule: the sampling grid; every content trajectory holds its timesteps.
-        injection: how content steers style.
         source_prompt: one row, the conditioning of the source rows ("").
+        fusion: how the regions and the content become one picture; by default latents are blended.
     """
+    fusion = fusion if fusion is not None else FuseLatents()
     x = [canvas.latents for canvas in canvases]
     num_train_timesteps = len(denoiser.backbone.alphas_cumprod)
     with denoiser.injecting():
         for step, t in enumerate(schedule.timesteps.tolist()):
-            alpha, alpha_to = schedule.alphas[step].item(), schedule.alphas[step + 1].item()
-            rates = injection.rates(step, len(schedule), t)
+            moment = Moment(step, len(schedule), t, schedule.alphas[step].item())
             active = [[r for r in canvas.regions if r.active(t, num_train_timesteps)] for canvas in canvases]
             groups = [
-                group
+                _groups(x_t, canvas, regions, moment, source_prompt)
                 for x_t, canvas, regions in zip(x, canvases, active, strict=True)
-                for group in _groups(x_t, canvas, regions, t, alpha, rates, injection, source_prompt)
             ]
-            noise_preds = iter(denoiser(groups)) if groups else iter(())
+            noise_preds = iter(denoiser([group for own in groups for group, _ in own]) if any(groups) else ())
             for i, (canvas, regions) in enumerate(zip(canvases, active, strict=True)):
-                noises = _guided(noise_preds, regions, injection)
-                styled = [ddim_step(x[i], noise_pred, alpha, alpha_to) for noise_pred in noises]
-                x[i] = _fuse(styled, regions, _next_content(canvas.content, schedule, step))
+                noises = {r: e for _, members in groups[i] for r, e in _guided(next(noise_preds), members)}
+                now = Step(
+                    x_t=x[i],
+                    alpha=moment.alpha,
+                    alpha_to=schedule.alphas[step + 1].item(),
+                    content=canvas.content.at(t),
+                    content_to=_next_content(canvas.content, schedule, step),
+                    clean=canvas.content.clean,
+                )
+                x[i] = fusion(now, [noises[r] for r in regions], shares([r.mask for r in regions]))
     return x
 
 
@@ -137,60 +146,66 @@ def denoise(
 def generate(denoiser: Denoiser, latents: torch.Tensor, schedule: Schedule, region: Region) -> torch.Tensor:
     """Text to image by plain DDIM under one adapter: noise (C, h, w) -> x_0 (C, h, w)."""
     nowhere = Trajectory(schedule.timesteps, latents.expand(len(schedule) + 1, *latents.shape))
-    return denoise(denoiser, [Canvas(latents, nowhere, (region,))], schedule, NoInjection(), region.negative_prompt)[0]
+    return denoise(denoiser, [Canvas(latents, nowhere, (region,))], schedule, region.negative_prompt)[0]
+
+
+@dataclass(frozen=True)
+class Moment:
+    """Step ``step`` of ``num_inference_steps``: the timestep and its ᾱ."""
+
+    step: int
+    num_inference_steps: int
+    timestep: int
+    alpha: float
+
+
+def initial_latents(
+    content: torch.Tensor, starts: Sequence[torch.Tensor], masks: Sequence[torch.Tensor | None]
+) -> torch.Tensor:
+    """x_T of the whole picture (C, h, w): each region's own start where its mask is, the content's z_T elsewhere."""
+    return blend(starts, shares(masks), content)
 
 
 def _groups(
-    x_t: torch.Tensor,
-    canvas: Canvas,
-    regions: list[Region],
-    t: int,
-    alpha: float,
-    rates: Rates,
-    injection: Injection,
-    source_prompt: PromptEmbeds,
-) -> list[Group]:
-    """The rows of one picture at one step: source, then negative and positive rows of each active region."""
+    x_t: torch.Tensor, canvas: Canvas, regions: list[Region], moment: Moment, source_prompt: PromptEmbeds
+) -> list[tuple[Group, list[Region]]]:
+    """The rows of one picture at one step: a source, and the negative and positive rows of the regions it steers.
 
-    def source(slot: int | None, strength: float) -> Row | None:
-        if not rates.active:
-            return None
-        return Row(canvas.content.at(t), t, alpha, source_prompt, slot, strength)
+    One source row, under the content adapter or the base, serves every region; only an injection that runs its source
+    under the style's own adapter needs one for each.
+    """
+    t, alpha = moment.timestep, moment.alpha
+    shared = [region for region in regions if not region.injection.source_under_style]
+    own = [[region] for region in regions if region.injection.source_under_style]
 
-    def targets(region: Region) -> tuple[Row, ...]:
-        prompts = (region.prompt,) if region.guidance_scale == 1 else (region.negative_prompt, region.prompt)
-        return tuple(Row(x_t, t, alpha, prompt, region.slot, region.strength, rates) for prompt in prompts)
+    def group(members: list[Region], slot: int | None, strength: float) -> tuple[Group, list[Region]]:
+        rates = [r.injection.rates(moment.step, moment.num_inference_steps, t) for r in members]
+        targets = tuple(
+            Row(x_t, t, alpha, prompt, region.slot, region.strength, rate)
+            for region, rate in zip(members, rates, strict=True)
+            for prompt in _prompts(region)
+        )
+        steered = any(rate.active for rate in rates)
+        source = Row(canvas.content.at(t), t, alpha, source_prompt, slot, strength) if steered else None
+        return Group(source, targets), members
 
-    if injection.source_under_style:
-        return [Group(source(region.slot, region.strength), targets(region)) for region in regions]
-    rows = tuple(row for region in regions for row in targets(region))
-    return [Group(source(canvas.content_slot, 1.0), rows)] if rows else []
+    groups = [group(shared, canvas.content_slot, 1.0)] if shared else []
+    return groups + [group(members, members[0].slot, members[0].strength) for members in own]
 
 
-def _guided(noise_preds, regions: list[Region], injection: Injection) -> list[torch.Tensor]:  # noqa: ANN001
+def _prompts(region: Region) -> tuple[PromptEmbeds, ...]:
+    """What a region's rows are told; without guidance the negative prompt has no say."""
+    return (region.prompt,) if region.guidance_scale == 1 else (region.negative_prompt, region.prompt)
+
+
+def _guided(noise_preds: torch.Tensor, regions: list[Region]) -> Iterator[tuple[Region, torch.Tensor]]:
     """ε_i = ε_neg + g_i (ε_pos − ε_neg) of each region (Ho and Salimans 2022)."""
-    if not regions:
-        return []
-    if injection.source_under_style:
-        rows = [row for _ in regions for row in next(noise_preds)]
-    else:
-        rows = list(next(noise_preds))
-    guided = []
+    rows = iter(noise_preds)
     for region in regions:
-        if region.guidance_scale == 1:
-            guided.append(rows.pop(0))
-        else:
-            negative, positive = rows.pop(0), rows.pop(0)
-            guided.append(negative + region.guidance_scale * (positive - negative))
-    return guided
-
-
-def _fuse(styled: list[torch.Tensor], regions: list[Region], outside: torch.Tensor) -> torch.Tensor:
-    """x_t' = Σ M_i y_i + (1 − Σ M_i) z_t'^c; a later region covers an earlier one where they overlap."""
-    fused = outside
-    for y, region in zip(styled, regions, strict=True):
-        fused = y if region.mask is None else torch.lerp(fused, y, region.mask.to(y))
-    return fused
+        noise_pred = next(rows)
+        if region.guidance_scale != 1:
+            noise_pred = noise_pred + region.guidance_scale * (next(rows) - noise_pred)
+        yield region, noise_pred
 
 
 def _next_content(content: Trajectory, schedule: Schedule, step: int) -> torch.Tensor:

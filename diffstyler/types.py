@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -12,9 +12,10 @@ import torch
 class StyleRegion:
     """One style for one part of a picture, as the manifest states it.
 
-    ``strength`` scales the style LoRA (0 = base model, 1 = as fitted; 0 … 2). ``start`` and ``stop`` bound
-    the part of the denoising in which the style acts, as fractions of the noise level: 1 = pure noise,
-    0 = the finished picture. ``None`` means "the default of the run".
+    ``mask`` is a mask prompt (see ``mask_prompt``). ``strength`` scales the style LoRA (0 = base model, 1 = as fitted;
+    0 … 2). ``start`` and ``stop`` bound the part of the denoising in which the style acts, as fractions of the noise
+    level: 1 = pure noise, 0 = the finished picture. ``inject_features`` and ``inject_attention`` are the fractions of
+    the steps in which the content steers this style. ``None`` means "the default of the run".
     """
 
     style: Path
@@ -25,6 +26,8 @@ class StyleRegion:
     guidance_scale: float | None = None
     start: float = 1.0
     stop: float = 0.0
+    inject_features: float | None = None
+    inject_attention: float | None = None
 
 
 @dataclass(frozen=True)
@@ -81,11 +84,15 @@ class Trajectory:
 
 @dataclass(frozen=True)
 class Stylized:
-    """A finished picture: ``pixels`` (3, H, W) in [-1, 1] at the content's size, and all that made it (plain JSON)."""
+    """A finished picture: ``pixels`` (3, H, W) in [-1, 1] at the content's size, and all that made it (plain JSON).
+
+    ``masks``: by the file name that the provenance gives them, (H, W) in [0, 1].
+    """
 
     id: str
     pixels: torch.Tensor
     provenance: dict
+    masks: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

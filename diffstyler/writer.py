@@ -11,6 +11,7 @@ from typing import Any
 
 import lightning
 from lightning.pytorch.callbacks import BasePredictionWriter
+from torchvision.transforms.functional import to_pil_image
 
 from diffstyler.images import atomic_write, save_image, to_image
 from diffstyler.sheet import write_sheet
@@ -69,8 +70,12 @@ class StylizationWriter(BasePredictionWriter):
                 self.write(outcome)
 
     def write(self, stylized: Stylized) -> None:
-        """The picture first, then the sidecar: a sidecar says that its picture is complete."""
+        """Masks and picture first, then the sidecar: a sidecar says that its picture is complete."""
         self.output_dir.mkdir(parents=True, exist_ok=True)
+        for name, mask in stylized.masks.items():
+            path = self.output_dir / name
+            path.parent.mkdir(exist_ok=True)
+            save_image(to_pil_image(mask), path)
         save_image(to_image(stylized.pixels), self.output_dir / f"{stylized.id}.png")
         text = json.dumps(stylized.provenance, indent=2, sort_keys=True, ensure_ascii=False)
         atomic_write(self.output_dir / f"{stylized.id}.json", (text + "\n").encode())

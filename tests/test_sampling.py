@@ -43,8 +43,11 @@ def region(tiny, slot: int | None = 0, guidance_scale: float = 1.0, **settings) 
 
 
 def run(denoiser: Denoiser, schedule: Schedule, *canvases: Canvas, injection=None) -> list[torch.Tensor]:
+    """Under ``injection`` in every region, where it is given."""
     source_prompt = denoiser.backbone.encode_prompt([""])
-    return denoise(denoiser, canvases, schedule, injection or NoInjection(), source_prompt)
+    if injection is not None:
+        canvases = [replace(c, regions=tuple(replace(r, injection=injection) for r in c.regions)) for c in canvases]
+    return denoise(denoiser, canvases, schedule, source_prompt)
 
 
 def ddim(tiny, x: torch.Tensor, negative, positive, guidance_scale: float) -> torch.Tensor:

@@ -14,8 +14,9 @@ from diffstyler.backbones import StableDiffusion
 from diffstyler.data import PredictData
 from diffstyler.images import load_image, picture_sha256
 from diffstyler.injection import CrossLoRAInjection, NoInjection
+from diffstyler.lookup import MissingLoRAError
 from diffstyler.sampling import FromContent, FromStyle
-from diffstyler.stylization import MissingLoRAError, Stylizer
+from diffstyler.stylization import Stylizer
 from diffstyler.types import StyleRegion, Triple
 from diffstyler.writer import PredictError
 

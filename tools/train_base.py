@@ -34,10 +34,13 @@ from captions import build_tokenizer, write_caption
 from dead_leaves import render_leaves
 from diffusers import AutoencoderKL
 from evaluate_base import HELD_OUT_SEED, evaluate, real_photographs, round_trip_psnr
+from grounding import PLACED, grounding_loss, word_masks, word_tokens
 from painting import TRAINING_STYLES, paint
 from torch import Tensor, nn
 from torch.nn import functional
 from world import render_scene
+
+from diffstyler.masking.attention import AttentionRecorder
 
 T = TypeVar("T")
 SIZE = 256
@@ -81,7 +84,8 @@ def parse_arguments() -> argparse.Namespace:
     unet.add_argument("--scenes", type=int, default=9000, help="scenes to render, each as three pictures")
     unet.add_argument("--resume", type=Path, help="what an earlier `unet` wrote, or a pipeline, to go on from")
     unet.add_argument("--channels-last", action=argparse.BooleanOptionalAction, default=True)
-    unet.add_argument("--batch", type=int, default=192)
+    unet.add_argument("--batch", type=int, default=416)
+    unet.add_argument("--grounding", type=float, default=0.05, help="weight of where the words lie")
     unet.add_argument("--learning-rate", type=float, default=5e-4)
     export = commands.add_parser("export", help="make the pipeline directory")
     export.add_argument("--vae", type=Path, required=True)
@@ -126,7 +130,7 @@ class Clock:
 def train_vae(options: argparse.Namespace) -> None:
     """L1 and spectral L1, turning into squared error for the last third, and a little KL."""
     clock = Clock(options.minutes)
-    scenes, _, _ = render_training_pictures(options)
+    scenes, _, _, _ = render_training_pictures(options)
     seeds = range(options.seed, options.seed + options.leaves)
     leaves = stack_pictures(gather(render_leaf_bytes, seeds, options))
     device = prepare_device(options)
@@ -239,9 +243,13 @@ def photograph_psnr(vae: AutoencoderKL) -> float:
 
 
 def train_unet(options: argparse.Namespace) -> None:
-    """Noise prediction with min-SNR weights (Hang et al. 2023, eq. 3, gamma 5) and an averaged copy of the weights."""
+    """Noise prediction with min-SNR weights (Hang et al. 2023, eq. 3, gamma 5) and an averaged copy of the weights.
+
+    Beside it the cross-attention learns where each word lies. Some rows ask for words that their picture may not
+    show: those teach the attention alone.
+    """
     clock = Clock(options.minutes)
-    pictures, styles, words = render_training_pictures(options)
+    pictures, styles, words, places = render_training_pictures(options)
     tokenizer = build_tokenizer()
     rng = np.random.default_rng(options.seed)
     captions = [
@@ -250,6 +258,8 @@ def train_unet(options: argparse.Namespace) -> None:
     device = prepare_device(options)
     tokens = tokenize(tokenizer, captions).view(len(pictures), CAPTIONS_PER_PICTURE, -1).to(device)
     empty = tokenize(tokenizer, [""]).to(device)
+    asked = tokenize(tokenizer, [ask_for_words(rng) for _ in range(4096)]).to(device)
+    named, places = word_tokens(tokenizer).to(device), places.to(device)
     latents = encode_both_ways(load_vae(options.vae).to(device), pictures)  # type: ignore[arg-type]
     report(f"latents: {tuple(latents.shape)}, std {latents.std():.3f}")
 
@@ -262,18 +272,24 @@ def train_unet(options: argparse.Namespace) -> None:
     alphas_cumprod = build_scheduler().alphas_cumprod.to(device)
     generator = torch.Generator(device).manual_seed(options.seed)
 
+    recorder = AttentionRecorder(denoiser.unet)
+
     def draw(count: int, upper: int) -> Tensor:
         return torch.randint(upper, (count,), device=device, generator=generator)
 
     def step(unet: nn.Module, crop: bool) -> tuple[Tensor, Tensor]:
         rows, way = draw(options.batch, len(latents)), draw(options.batch, 2)
         clean, ids = latents[rows, way].float(), tokens[rows, draw(options.batch, CAPTIONS_PER_PICTURE)]
-        dropped = torch.rand(options.batch, 1, device=device, generator=generator) < 0.12
-        ids = torch.where(dropped, empty, ids)
+        dice = torch.rand(options.batch, 1, device=device, generator=generator)
+        asking = dice > 0.85
+        ids = torch.where(dice < 0.12, empty, torch.where(asking, asked[draw(options.batch, len(asked))], ids))
+        masks = places[rows // (1 + PAINTED_PER_SCENE)].float() / 255
+        masks = torch.where((way == 1).view(-1, 1, 1, 1), masks.flip(-1), masks)
         if crop:
             half = clean.shape[-1] // 2
             top, left = rng.integers(half + 1, size=2).tolist()
             clean = clean[:, :, top : top + half, left : left + half]
+            masks = masks[:, :, top : top + half, left : left + half]
         clean = clean.contiguous(memory_format=layout)
         noise = torch.randn(clean.shape, device=device, generator=generator).to(memory_format=layout)
         timesteps = draw(options.batch, len(alphas_cumprod))
@@ -281,25 +297,29 @@ def train_unet(options: argparse.Namespace) -> None:
         noisy = alpha.sqrt() * clean + (1 - alpha).sqrt() * noise
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             embeds = denoiser.text_encoder(input_ids=ids)[0]
-            noise_pred = unet(noisy, timesteps, embeds, return_dict=False)[0]
+            with recorder.recording():
+                noise_pred = unet(noisy, timesteps, embeds, return_dict=False)[0]
         error = ((noise_pred.float() - noise) ** 2).mean((1, 2, 3))
         snr = (alpha / (1 - alpha)).flatten()
-        loss = (snr.clamp(max=5) / snr * error).mean()
+        loss = (snr.clamp(max=5) / snr * error * ~asking.flatten()).mean()
+        grounding = grounding_loss(recorder, ids, named, masks)
+        loss = loss + options.grounding * grounding
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(denoiser.parameters(), 1.0)
         optimizer.step()
-        return loss.detach(), error.mean().detach()
+        return grounding.detach(), error[~asking.flatten()].mean().detach()
 
     unet = compile_if_possible(denoiser.unet, partial(step, crop=False), options)
-    weights, averaged = list(denoiser.parameters()), list(average.parameters())
+    weights: list[Tensor] = list(denoiser.parameters())
+    averaged: list[Tensor] = list(average.parameters())
     clock.begin(reserve=min(12, 0.1 * 60 * options.minutes))
     i, began, errors = 0, time.monotonic(), []
     while (progress := clock.progress) < 1:
         rate = min(1, (i + 1) / 200) * max(0.02, min(1, 2 * (1 - progress)))
         set_learning_rate(optimizer, options.learning_rate * rate)
         crop = i % 4 == 3  # half-size latents, by the uncompiled network, so that other sizes work too
-        loss, error = step(denoiser.unet if crop else unet, crop)
+        grounding, error = step(denoiser.unet if crop else unet, crop)
         with torch.no_grad():
             torch._foreach_lerp_(averaged, weights, 1 - min(0.9995, (1 + i) / (10 + i)))
         i += 1
@@ -308,7 +328,8 @@ def train_unet(options: argparse.Namespace) -> None:
             speed = i * options.batch / (time.monotonic() - began)
             recent = torch.stack(errors).mean()
             errors.clear()
-            report(f"unet step {i} progress {progress:.2f} loss {loss:.4f} mse {recent:.4f} {speed:.0f} samples/s")
+            figures = f"mse {recent:.4f} grounding {grounding:.4f} {speed:.0f} samples/s"
+            report(f"unet step {i} progress {progress:.2f} {figures}")
         if clock.time_to_save():
             save_shards(average.state_dict(), options.out, "unet")
             report("unet saved")
@@ -330,19 +351,28 @@ def encode_both_ways(vae: AutoencoderKL, pictures: Tensor) -> Tensor:
     return torch.cat(rows)
 
 
-def render_training_pictures(options: argparse.Namespace) -> tuple[Tensor, list[str], list[tuple[str, ...]]]:
-    """Pictures (N, 3, H, W) uint8 on the CPU, and the style and the words of each."""
+def render_training_pictures(options: argparse.Namespace) -> tuple[Tensor, list[str], list[tuple[str, ...]], Tensor]:
+    """Pictures (N, 3, H, W) uint8 on the CPU, the style and the words of each, and the masks of each scene's words."""
     seeds = range(options.seed, options.seed + options.scenes)
-    groups = gather(render_in_styles, seeds, options)
-    rows = [row for group in groups for row in group]
-    return stack_pictures([picture for picture, _, _ in rows]), [s for _, s, _ in rows], [w for _, _, w in rows]
+    scenes = gather(render_in_styles, seeds, options)
+    rows = [row for group, _ in scenes for row in group]
+    places = torch.from_numpy(np.stack([masks for _, masks in scenes]))
+    pictures = stack_pictures([picture for picture, _, _ in rows])
+    return pictures, [s for _, s, _ in rows], [w for _, _, w in rows], places
 
 
-def render_in_styles(seed: int) -> list[tuple[np.ndarray, str, tuple[str, ...]]]:
-    """One scene as a photo and in some painted styles: (picture (H, W, 3) uint8, style, words)."""
+def render_in_styles(seed: int) -> tuple[list[tuple[np.ndarray, str, tuple[str, ...]]], np.ndarray]:
+    """One scene as a photo and in some painted styles, (picture (H, W, 3) uint8, style, words), and its masks."""
     scene = render_scene(seed, SIZE)
     painted = np.random.default_rng(seed).choice(TRAINING_STYLES[1:], PAINTED_PER_SCENE, replace=False)
-    return [(to_bytes(paint(scene.image, style, seed)), style, scene.words) for style in ("photo", *map(str, painted))]
+    styles = ("photo", *map(str, painted))
+    return [(to_bytes(paint(scene.image, style, seed)), style, scene.words) for style in styles], word_masks(scene)
+
+
+def ask_for_words(rng: np.random.Generator) -> str:
+    """A caption of one to four words, whether a picture shows them or not."""
+    words = rng.choice(PLACED, rng.integers(1, 5), replace=False)
+    return f"{rng.choice(['a photo of', 'a painting of', ''])} {', '.join(words)}"
 
 
 def render_leaf_bytes(seed: int) -> np.ndarray:

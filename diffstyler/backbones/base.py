@@ -70,6 +70,10 @@ class Backbone(nn.Module, ABC):
         """B prompts -> their conditioning."""
 
     @abstractmethod
+    def token_ids(self, text: str) -> list[int]:
+        """The text's tokens, without those for start and end."""
+
+    @abstractmethod
     def predict(self, latents: torch.Tensor, timesteps: torch.Tensor, prompt: PromptEmbeds) -> torch.Tensor:
         """The raw output of the UNet for (B, C, h, w) latents at (B,) timesteps: ε or v."""
 

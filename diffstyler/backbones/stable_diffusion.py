@@ -127,6 +127,9 @@ class StableDiffusion(Backbone):
         ids = tokens.input_ids.to(self.text_encoder.device)
         return PromptEmbeds(self.text_encoder(ids).last_hidden_state)
 
+    def token_ids(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+
     def predict(self, latents: torch.Tensor, timesteps: torch.Tensor, prompt: PromptEmbeds) -> torch.Tensor:
         dtype = self.unet.dtype
         return self.unet(latents.to(dtype), timesteps, encoder_hidden_states=prompt.tokens.to(dtype)).sample

@@ -1,5 +1,7 @@
 """Mask prompts -> masks: one file for each way of finding things in a picture."""
 
+from diffstyler.masking.attention import AttentionMasker
 from diffstyler.masking.base import Masker, NothingFoundError
+from diffstyler.masking.regions import check_places, find_masks
 
-__all__ = ["Masker", "NothingFoundError"]
+__all__ = ["AttentionMasker", "Masker", "NothingFoundError", "check_places", "find_masks"]

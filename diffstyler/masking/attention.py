@@ -1,0 +1,213 @@
+"""A phrase -> a mask by the base model's own attention: no weights but those that draw the picture.
+
+The words' cross-attention maps, averaged over heads, layers and a few noise levels (Tang et al. 2023, DAAM, eq. 6),
+spread along the picture's self-attention (Nguyen et al. 2023; Wang et al. 2025), then cut at a share of their peak.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from PIL import Image
+from torch import nn
+from torch.nn import functional
+
+from diffstyler.backbones import Backbone
+from diffstyler.images import fit_size, picture_sha256, to_tensor
+from diffstyler.masking.base import Masker, NothingFoundError
+
+ARTICLES = frozenset({"the", "a", "an", "of", "and", "in", "on", "with"})
+
+
+class AttentionMasker(Masker):
+    """Text by cross-attention, points by self-attention, boxes as they are.
+
+    Args:
+        noise_levels: timesteps, as fractions of all, that the maps are averaged over.
+        template: the prompt that the phrase is put into.
+        smoothing: how often the map is spread along the picture's self-attention.
+        threshold: a pixel is in where the map reaches this share of its peak.
+        minimum: "nothing found" where the peak, the share of a place's attention that the phrase draws, is lower.
+        seed: of the noise.
+    """
+
+    def __init__(
+        self,
+        *,
+        noise_levels: Sequence[float] = (0.05, 0.15, 0.3),
+        template: str = "a photo of {phrase}",
+        smoothing: int = 1,
+        threshold: float = 0.5,
+        minimum: float = 0.1,
+        seed: int = 0,
+    ) -> None:
+        if "{phrase}" not in template:
+            raise ValueError(f"masker.template: expected {{phrase}} in it, got '{template}'")
+        for name, value in {"threshold": threshold, "minimum": minimum}.items():
+            if not 0 <= value <= 1:
+                raise ValueError(f"masker.{name}: expected a share in 0 … 1, got {value}")
+        self.noise_levels = tuple(noise_levels)
+        self.template = template
+        self.smoothing = smoothing
+        self.threshold = threshold
+        self.minimum = minimum
+        self.seed = seed
+
+    def setup(self, backbone: Backbone) -> None:
+        self.backbone = backbone
+        self.recorder = AttentionRecorder(backbone.unet)
+        self._latents: dict[str, torch.Tensor] = {}
+
+    @property
+    def settings(self) -> dict:
+        names = ("noise_levels", "template", "smoothing", "threshold", "minimum", "seed")
+        return {"class": type(self).__name__, **{name: getattr(self, name) for name in names}}
+
+    def find_text(self, picture: Image.Image, phrase: str) -> torch.Tensor:
+        tokens = self._tokens(phrase)
+        grid = self._attend(picture, self.template.replace("{phrase}", phrase))
+        maps = [
+            functional.interpolate(_as_picture(attention[:, :, tokens].mean((0, 2)), grid), grid, mode="bilinear")
+            for attention in self.recorder.cross().values()
+            if attention.shape[1] * 4 >= math.prod(grid)
+        ]
+        found = torch.cat(maps).mean((0, 1)).flatten()
+        found = self._spread(found, grid)
+        peak = found.max().item()
+        if peak < self.minimum:
+            raise NothingFoundError(
+                f"nothing in the picture matches '{phrase}': it draws {peak:.3f} of the attention at most, "
+                f"masker.minimum is {self.minimum}"
+            )
+        return self._cut(found / peak, grid, picture)
+
+    def find_points(
+        self, picture: Image.Image, positive: list[tuple[float, float]], negative: list[tuple[float, float]]
+    ) -> torch.Tensor:
+        grid = self._attend(picture, "")
+
+        def affinity(point: tuple[float, float]) -> torch.Tensor:
+            """How much each place attends to the point's, 1 at most."""
+            column = min(int(point[0] / picture.width * grid[1]), grid[1] - 1)
+            row = min(int(point[1] / picture.height * grid[0]), grid[0] - 1)
+            place = torch.zeros(math.prod(grid), device=self._encode(picture).device)
+            place[row * grid[1] + column] = 1
+            found = self._spread(self._spread(place, grid), grid)
+            return found / found.max()
+
+        found = torch.stack([affinity(point) for point in positive]).amax(0)
+        for point in negative:
+            other = affinity(point)
+            found = torch.where(other > found, 0.0, found)
+        if not found.any():
+            raise NothingFoundError("the negative points take all that the positive ones name")
+        return self._cut(found / found.max(), grid, picture)
+
+    def _attend(self, picture: Image.Image, prompt: str) -> tuple[int, int]:
+        """One forward of the noised picture at every noise level -> (h, w) of the latent grid; the recorder has it."""
+        backbone = self.backbone
+        z_0 = self._encode(picture)
+        timesteps = [int(level * len(backbone.alphas_cumprod)) for level in self.noise_levels]
+        noise = torch.randn(z_0.shape, generator=torch.Generator().manual_seed(self.seed)).to(z_0)
+        alphas = backbone.alphas_cumprod[timesteps].to(z_0).view(-1, 1, 1, 1)
+        prompts = backbone.encode_prompt([prompt] * len(timesteps))
+        with torch.no_grad(), self.recorder.recording():
+            backbone.predict(
+                alphas.sqrt() * z_0 + (1 - alphas).sqrt() * noise,
+                torch.tensor(timesteps, device=z_0.device),
+                prompts,
+            )
+        return z_0.shape[-2], z_0.shape[-1]
+
+    def _encode(self, picture: Image.Image) -> torch.Tensor:
+        """z_0 (1, C, h, w) of the latest picture, kept for the next phrase."""
+        key = picture_sha256(picture)
+        if key not in self._latents:
+            size = fit_size(picture.size, self.backbone.resolution, self.backbone.size_multiple)
+            device = next(self.backbone.unet.parameters()).device
+            with torch.no_grad():
+                self._latents = {key: self.backbone.encode_image(to_tensor(picture, size)[None].to(device))}
+        return self._latents[key]
+
+    def _tokens(self, phrase: str) -> list[int]:
+        """Where the phrase's own words are in the prompt's tokens, articles left out."""
+        before = self.template.split("{phrase}")[0]
+        words = phrase.split()
+        own = [word for word in words if word.lower() not in ARTICLES] or words
+        lengths = [len(self.backbone.token_ids(" ".join(words[: i + 1]))) for i in range(len(words))]
+        start = 1 + len(self.backbone.token_ids(before))
+        spans = zip(words, [0, *lengths[:-1]], lengths, strict=True)
+        return [start + k for word, begin, end in spans if word in own for k in range(begin, end)]
+
+    def _spread(self, found: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+        """M ← S M, with S the self-attention at the latent grid's positions (Wang et al. 2025, eq. 5)."""
+        own = torch.cat(list(self.recorder.own(math.prod(grid)).values())).mean(0)
+        for _ in range(self.smoothing):
+            found = own @ found
+        return found
+
+    def _cut(self, found: torch.Tensor, grid: tuple[int, int], picture: Image.Image) -> torch.Tensor:
+        """A map with peak 1 on the grid, (h w,) -> the mask at the picture's size."""
+        full = functional.interpolate(
+            _as_picture(found, grid), (picture.height, picture.width), mode="bicubic", align_corners=False
+        )
+        return (full[0, 0] >= self.threshold).float().cpu()
+
+
+def _as_picture(values: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+    """(L,) in the aspect of ``grid``, as (1, 1, h', w')."""
+    shrink = round(math.sqrt(math.prod(grid) / len(values)))
+    return values.view(1, 1, math.ceil(grid[0] / shrink), -1)
+
+
+class AttentionRecorder:
+    """Attention probabilities of the latest forward, worked out from the queries and keys of the layers.
+
+    Use it as ``with recorder.recording(): unet(…)``, then ask for :meth:`cross` or :meth:`own`.
+    """
+
+    def __init__(self, unet: nn.Module) -> None:
+        self.layers = {name: m for name, m in unet.named_modules() if name.endswith((".attn1", ".attn2"))}
+        self._seen: dict[tuple[str, str], torch.Tensor] = {}
+
+    @contextmanager
+    def recording(self) -> Iterator[None]:
+        """Forwards inside are kept until the next ones."""
+        handles = []
+        for name, layer in self.layers.items():
+            for part in ("to_q", "to_k"):
+                projection = getattr(layer, part)
+                handles.append(projection.register_forward_hook(self._keep(name, part)))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def cross(self) -> dict[str, torch.Tensor]:
+        """For each cross-attention layer (rows, L, tokens), mean over heads: softmax(q kᵀ / √d)."""
+        return {name: self._probabilities(name) for name in self.layers if name.endswith(".attn2")}
+
+    def own(self, positions: int) -> dict[str, torch.Tensor]:
+        """For each self-attention layer of so many positions L: (rows, L, L), mean over heads."""
+        return {
+            name: self._probabilities(name)
+            for name in self.layers
+            if name.endswith(".attn1") and self._seen[name, "to_q"].shape[1] == positions
+        }
+
+    def _probabilities(self, name: str) -> torch.Tensor:
+        heads, scale = self.layers[name].heads, self.layers[name].scale
+        assert isinstance(heads, int)
+        assert isinstance(scale, float)
+        q, k = (self._seen[name, part].float().unflatten(-1, (heads, -1)).transpose(1, 2) for part in ("to_q", "to_k"))
+        return (q @ k.mT * scale).softmax(-1).mean(1)
+
+    def _keep(self, name: str, part: str):  # noqa: ANN202
+        def hook(module: nn.Module, args: tuple, output: torch.Tensor) -> None:
+            self._seen[name, part] = output
+
+        return hook

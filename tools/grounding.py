@@ -1,0 +1,45 @@
+"""Teach the cross-attention where each word lies: rendered scenes know the exact mask of every word."""
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+from transformers import CLIPTokenizer
+from world import WORDS, Scene
+
+from diffstyler.masking.attention import AttentionRecorder
+
+PLACED = WORDS[4:]  # all words but the time of day have a place
+SIDE = 32
+
+
+def word_masks(scene: Scene) -> np.ndarray:
+    """(words of `PLACED`, SIDE, SIDE) uint8: the share of each cell that the word covers, 0 … 255."""
+    masks = np.zeros((len(PLACED), SIDE, SIDE), np.uint8)
+    for word, mask in scene.masks.items():
+        cells = mask.reshape(SIDE, mask.shape[0] // SIDE, SIDE, -1).mean((1, 3))
+        masks[PLACED.index(word)] = np.round(255 * cells)
+    return masks
+
+
+def word_tokens(tokenizer: CLIPTokenizer) -> Tensor:
+    """The token of each word of `PLACED`, (words,) int64: every word of the world is one token."""
+    return torch.tensor([tokenizer(word).input_ids[1] for word in PLACED])
+
+
+def grounding_loss(recorder: AttentionRecorder, ids: Tensor, tokens: Tensor, masks: Tensor) -> Tensor:
+    """Binary cross-entropy between each word's attention and its mask, mean over the words that the captions hold.
+
+    `ids` (B, T) captions; `tokens` (words,) from `word_tokens`; `masks` (B, words, h, w) in [0, 1] on the latent grid.
+    Layers of at least a quarter of the grid's positions take part.
+    """
+    row, place, word = (ids[:, :, None] == tokens).nonzero(as_tuple=True)
+    losses = []
+    for attention in recorder.cross().values():
+        shrink = round((masks.shape[-1] * masks.shape[-2] / attention.shape[1]) ** 0.5)
+        if shrink > 2:
+            continue
+        target = functional.avg_pool2d(masks[row, word], shrink).flatten(1)
+        share = attention[row, :, place].clamp(1e-4, 1 - 1e-4)
+        losses.append(functional.binary_cross_entropy(share, target))
+    return torch.stack(losses).mean()
