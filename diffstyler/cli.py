@@ -22,6 +22,7 @@ Localized image style transfer with diffusion models.
 commands:
   fit       fit a LoRA for every style (or content) picture of a manifest
   predict   make the pictures of a manifest
+  masks     show what the mask prompts of a manifest, or of one picture, find
   demo      run both on the example pictures and the embedded model
 
 `diffstyler COMMAND --help` lists a command's options, `--print_config` its settings as YAML.
@@ -29,9 +30,10 @@ commands:
   diffstyler demo --output_dir demo
   diffstyler fit --config configs/style.yaml --data.manifest my.csv --lora_dir loras
   diffstyler predict --config configs/predict.yaml --data.manifest my.csv --lora_dir loras --output_dir out
+  diffstyler masks --content photo.jpg --mask "the house" --output_dir masks
 """
 
-COMMANDS = ("fit", "predict", "demo")
+COMMANDS = ("fit", "predict", "masks", "demo")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -48,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(f"no command '{command}'{_did_you_mean(command, COMMANDS)}; see diffstyler --help", 2)
     _quiet_imports()
     try:
-        {"fit": _fit, "predict": _predict, "demo": _demo}[command](rest)
+        {"fit": _fit, "predict": _predict, "masks": _masks, "demo": _demo}[command](rest)
     except (ValueError, RuntimeError, OSError) as error:
         if os.environ.get("DIFFSTYLER_DEBUG"):
             raise
@@ -77,6 +79,21 @@ def _predict(arguments: list[str]) -> None:
         print(cli.model.writer.output_dir / "index.html")
 
 
+def _masks(arguments: list[str]) -> None:
+    from jsonargparse import ArgumentParser
+
+    from diffstyler.preview import preview_masks
+
+    parser = _telling("masks", ArgumentParser)("diffstyler masks", description=preview_masks.__doc__)
+    parser.add_argument("--config", action="config", help="a YAML file with any of these settings")
+    parser.add_function_arguments(preview_masks, skip={"mask"})
+    parser.add_argument("--mask", type=str, nargs="+", default=[], help="mask prompts of the one picture")
+    parser.set_defaults({"backbone": {"class_path": "StableDiffusion"}, "masker": {"class_path": "AttentionMasker"}})
+    settings = parser.instantiate(parser.parse_args(arguments)).as_dict()
+    settings.pop("config")
+    print(preview_masks(**settings))
+
+
 def _demo(arguments: list[str]) -> None:
     from diffstyler.examples import configs_dir, copy_examples
 
@@ -101,14 +118,9 @@ def _lightning_cli(name: str, arguments: list[str], model: type, data: type, sho
     for logger in ("lightning.pytorch", "lightning.fabric"):  # importing them sets the level
         logging.getLogger(logger).setLevel(logging.WARNING)
 
-    class Parser(LightningArgumentParser):
-        def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-            options = [o.lstrip("-") for action in self._actions for o in action.option_strings if o.startswith("--")]
-            self.exit(2, f"diffstyler {name}: {_explain(message, options)}\nsee diffstyler {name} --help\n")
-
     class CLI(LightningCLI):
         def init_parser(self, **kwargs: object) -> LightningArgumentParser:
-            self.parser_class = Parser
+            self.parser_class = _telling(name, LightningArgumentParser)
             return super().init_parser(**kwargs)
 
         def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -136,6 +148,18 @@ def _lightning_cli(name: str, arguments: list[str], model: type, data: type, sho
             "enable_progress_bar": name != "fit",  # fit shows one bar over all LoRAs
         },
     )
+
+
+def _telling(name: str, parser: type) -> type:
+    """The parser class with errors of a few lines, in place of a page of usage."""
+
+    class Parser(parser):  # type: ignore[misc]
+        def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+            options = [o.lstrip("-") for action in self._actions for o in action.option_strings if o.startswith("--")]
+            text = f"diffstyler {name}: {_explain(message, options)}\nsee diffstyler {name} --help\n"
+            raise SystemExit(self.exit(2, text))
+
+    return Parser
 
 
 DEFAULT_FOLDERS = {"lora_dir": "loras", "output_dir": "stylized"}

@@ -17,12 +17,12 @@ from diffstyler.adapters import LoRALibrary
 from diffstyler.backbones import Backbone, StableDiffusion
 from diffstyler.denoiser import Denoiser
 from diffstyler.fusion import FuseLatents, Fusion
-from diffstyler.images import ImageError, fit_size, load_image, picture_sha256, to_tensor
+from diffstyler.images import fit_size, load_image, picture_sha256, to_tensor
 from diffstyler.injection import CrossLoRAInjection, Injection
 from diffstyler.inversion import TrajectoryCache, invert
 from diffstyler.lookup import AdapterFile, AdapterShelf
-from diffstyler.mask_prompt import Everything, parse_mask_prompt
-from diffstyler.masking import AttentionMasker, Masker, check_places, find_masks
+from diffstyler.mask_prompt import Everything
+from diffstyler.masking import AttentionMasker, Masker, check_masks, find_masks
 from diffstyler.sampling import Canvas, FromContentAdaIN, InitialLatents, Region, denoise, initial_latents
 from diffstyler.types import Failed, PromptEmbeds, StyleRegion, Stylized, Trajectory, Triple
 from diffstyler.works import Style, Work, finish, style_picture
@@ -352,31 +352,6 @@ class Stylizer(lightning.LightningModule):
     @property
     def _data(self) -> TriplesToMake:
         return self.trainer.datamodule  # type: ignore[attr-defined]
-
-
-def check_masks(triples: Sequence[Triple]) -> None:
-    """Whether every mask prompt can be right: its grammar, its coordinates, its files.
-
-    Raises:
-        ValueError: with all problems, one a paragraph.
-    """
-    problems = []
-    for triple in triples:
-        prompts = []
-        for region in triple.regions:
-            try:
-                prompts.append(parse_mask_prompt(region.mask))
-            except ValueError as error:
-                problems.append(f"{triple.origin or triple.id}: {error}")
-        try:
-            for prompt in prompts:
-                check_places(prompt, triple.content)
-        except ImageError:
-            continue  # of the content itself: that row fails when its turn comes
-        except ValueError as error:
-            problems.append(f"{triple.origin or triple.id}: {error}")
-    if problems:
-        raise ValueError("\n".join(problems))
 
 
 def describe(setting: object) -> dict:

@@ -248,7 +248,8 @@ WRONG = [
         "m.jsonl",
         NESTED.format('[{"style": "lora", "seeds": 1, "maks": "sky"}]'),
         "m.jsonl line 1, column 'regions[0].seeds': unknown column; expected one of "
-        "style, mask, prompt, negative_prompt, strength, guidance_scale, start, stop, inject_features, inject_attention\n"
+        "style, mask, prompt, negative_prompt, strength, guidance_scale, start, stop, inject_features, "
+        "inject_attention\n"
         "m.jsonl line 1, column 'regions[0].maks': unknown column; did you mean 'mask'?",
     ),
     ("m.jsonl", NESTED.format('[{"style": "lora"}, {"style": "monet.png"}]'), f"m.jsonl line 1: {COVERED}"),

@@ -2,6 +2,6 @@
 
 from diffstyler.masking.attention import AttentionMasker
 from diffstyler.masking.base import Masker, NothingFoundError
-from diffstyler.masking.regions import check_places, find_masks
+from diffstyler.masking.regions import check_masks, find_masks
 
-__all__ = ["AttentionMasker", "Masker", "NothingFoundError", "check_places", "find_masks"]
+__all__ = ["AttentionMasker", "Masker", "NothingFoundError", "check_masks", "find_masks"]

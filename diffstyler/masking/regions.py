@@ -25,8 +25,10 @@ from diffstyler.mask_prompt import (
     Points,
     Text,
     Union,
+    parse_mask_prompt,
 )
 from diffstyler.masking.base import Masker, NothingFoundError
+from diffstyler.types import Triple
 
 
 def find_masks(
@@ -60,7 +62,32 @@ def find_masks(
     return [masks[index] for index in range(len(prompts))]
 
 
-def check_places(prompt: MaskPrompt, content: Path) -> None:
+def check_masks(triples: Sequence[Triple]) -> None:
+    """Whether every mask prompt can be right: its grammar, its coordinates, its files.
+
+    Raises:
+        ValueError: with all problems, one a paragraph.
+    """
+    problems = []
+    for triple in triples:
+        prompts = []
+        for region in triple.regions:
+            try:
+                prompts.append(parse_mask_prompt(region.mask))
+            except ValueError as error:
+                problems.append(f"{triple.origin or triple.id}: {error}")
+        try:
+            for prompt in prompts:
+                _check_places(prompt, triple.content)
+        except ImageError:
+            continue  # of the content itself: that row fails when its turn comes
+        except ValueError as error:
+            problems.append(f"{triple.origin or triple.id}: {error}")
+    if problems:
+        raise ValueError("\n".join(problems))
+
+
+def _check_places(prompt: MaskPrompt, content: Path) -> None:
     """Whether every coordinate lies in the ``content`` picture, and every mask file is there and has its size.
 
     Raises:
