@@ -40,6 +40,8 @@ class Backbone(nn.Module, ABC):
     alphas_cumprod: torch.Tensor
     #: "epsilon" or "v_prediction"
     prediction_type: str
+    #: the share of attention that a phrase draws at least somewhere in a picture that shows it; 0 = not known
+    mask_minimum: float = 0.0
 
     @abstractmethod
     def load(self, dtype: torch.dtype = torch.float32) -> Backbone:

@@ -22,6 +22,9 @@ log = logging.getLogger(__name__)
 
 EMBEDDED = Path(__file__).parent / "embedded"
 
+#: what diffstyler knows of a model, in its directory: {"mask_minimum": …}
+NOTES_NAME = "diffstyler.json"
+
 #: features of decoder layer 4, queries and keys of decoder layers 4 … 11
 SITES = InjectionSites(
     features=("up_blocks.1.resnets.1.conv2",),
@@ -83,6 +86,8 @@ class StableDiffusion(Backbone):
         self.alphas_cumprod = self.scheduler.alphas_cumprod.double()
         self.size_multiple = 2 ** (len(self.vae.config["block_out_channels"]) - 1)
         self.resolution = self.unet.config["sample_size"] * self.size_multiple
+        if (folder / NOTES_NAME).is_file():
+            self.mask_minimum = json.loads((folder / NOTES_NAME).read_text())["mask_minimum"]
         self.requires_grad_(False).eval()
         missing = [s for s in (*SITES.features, *SITES.attention) if not _has_module(self.unet, s)]
         if missing:
