@@ -87,7 +87,8 @@ class FitData(lightning.LightningDataModule):
 class Worker(Protocol):
     """Something that knows whether it has more to do."""
 
-    has_work: bool
+    @property
+    def has_work(self) -> bool: ...
 
 
 class UntilDone:

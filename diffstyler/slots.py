@@ -24,12 +24,11 @@ SchedulerFactory = Callable[[Optimizer], LRScheduler]
 
 @dataclass(frozen=True)
 class FitJob:
-    """One LoRA to fit: which picture, under which identity, for how many steps, in which slot of the pack."""
+    """One LoRA to fit: which picture, under which identity, for how many steps."""
 
     picture: FitPicture
     identity: LoRAIdentity
     steps: int
-    slot: int
 
 
 @dataclass(frozen=True)
@@ -100,7 +99,7 @@ class Slot:
         generator = torch.Generator().manual_seed(_mix(self.job.picture.seed, self.step))
         crops = torch.randint(len(self.latents), (batch_size,), generator=generator)
         timesteps = torch.randint(num_train_timesteps, (batch_size,), generator=generator)
-        noise = torch.randn((batch_size, *self.latents.shape[1:]), generator=generator)
+        noise = torch.randn((batch_size, *self.latents.shape[1:]), generator=generator, dtype=torch.float32)
         device = self.latents.device
         return Draw(self.latents[crops.to(device)], noise.to(device), timesteps.to(device))
 

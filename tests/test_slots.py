@@ -26,7 +26,7 @@ def open_slots(*seeds: int, optimizer=None, gradient_clip: float | None = None, 
     slots = []
     for index, seed in enumerate(seeds):
         picture = FitPicture(Path(f"{seed}.png"), f"{seed}", "a picture", seed)
-        job = FitJob(picture, LoRAIdentity("style", f"{seed}", f"{seed}", "model", {}), steps=6, slot=index)
+        job = FitJob(picture, LoRAIdentity("style", f"{seed}", f"{seed}", "model", {}), steps=6)
         slots.append(
             open_slot(
                 job,

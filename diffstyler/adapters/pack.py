@@ -122,7 +122,7 @@ class LoRAPack:
         self.scale[slot] = scale
         for target in self.targets:
             bound = 1 / math.sqrt(target.a_shape[1])  # kaiming_uniform_(a=√5)
-            a = torch.rand(target.a_shape, generator=generator).mul_(2 * bound).sub_(bound)
+            a = torch.rand(target.a_shape, generator=generator, dtype=torch.float32).mul_(2 * bound).sub_(bound)
             self.flat.data[slot, target.offset : target.a_end] = a.flatten().to(self.flat)
 
     def state_dict(self, slot: int) -> dict[str, torch.Tensor]:
