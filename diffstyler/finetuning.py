@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from subprocess import Popen
 from typing import Protocol
@@ -19,7 +19,7 @@ from PIL import Image
 from torch.optim.lr_scheduler import ConstantLR
 from torch.utils.tensorboard import SummaryWriter
 
-from diffstyler.adapters import FittedLoRA, LoRAIdentity, LoRALibrary, LoRAPack, Rows, lora_scale, save_lora
+from diffstyler.adapters import FittedLoRA, LoRAIdentity, LoRALibrary, LoRAPack, Rows, save_lora
 from diffstyler.backbones import Backbone, StableDiffusion
 from diffstyler.crops import Crops, FitPicture
 from diffstyler.denoiser import Denoiser, one_thread
@@ -30,6 +30,7 @@ from diffstyler.progress import FitProgress
 from diffstyler.report import write_lora_report
 from diffstyler.sampling import Region, generate
 from diffstyler.slots import (
+    RETRY_FACTOR,
     Draw,
     FitJob,
     LossScale,
@@ -78,7 +79,6 @@ class SaveUnfinished(lightning.Callback):
 class PicturesToFit(Protocol):
     """What the finetuner reads from the data module."""
 
-    role: str
     crops: Crops
     pack_size: int
     pictures: Sequence[FitPicture]
@@ -136,6 +136,7 @@ class LoRAFinetuner(lightning.LightningModule):
             lora_alpha=rank if alpha is None else alpha,
             target_modules=list(target_modules),  # type: ignore[arg-type]
         )
+        self.alpha = alpha
         self.batch_size = batch_size
         self.loss = loss if loss is not None else NoiseLoss()
         self.optimizer_factory = optimizer
@@ -190,7 +191,7 @@ class LoRAFinetuner(lightning.LightningModule):
             try:
                 slot.update(loss, norm)
             except NonFiniteLossError as error:
-                self._give_up(slot, f"{error} at step {slot.step}")
+                self._quarantine(slot, f"{error} at step {slot.step}")
                 continue
             self._log_loss(slot)
             if slot.done:
@@ -231,7 +232,7 @@ class LoRAFinetuner(lightning.LightningModule):
             log.info("every picture has its LoRA in %s", self.library.lora_dir)
             return
         dtype = torch.float64 if self.trainer.precision == "64-true" else torch.float32
-        self.pack = LoRAPack(self.backbone.unet, self.lora_config, self._width, device=self.device, dtype=dtype)
+        self.pack = LoRAPack(self.backbone.unet, self._pack_config(), self._width, device=self.device, dtype=dtype)
         self.pack.train()
         self.slots = [None] * self._width
         self._refill()
@@ -298,29 +299,48 @@ class LoRAFinetuner(lightning.LightningModule):
 
     def identity(self, picture: FitPicture) -> LoRAIdentity:
         """What the LoRA of this picture would be under the present settings."""
+        config = self._config(picture)
         settings = {
             "prompt": picture.prompt,
             "seed": picture.seed,
-            "steps": self.trainer.max_steps,
+            "steps": picture.steps or self.trainer.max_steps,
             "batch_size": self.batch_size,
-            "rank": self.lora_config.r,
-            "alpha": self.lora_config.lora_alpha,
-            "target_modules": sorted(self.lora_config.target_modules or ()),
+            "rank": config.r,
+            "alpha": config.lora_alpha,
+            "target_modules": sorted(config.target_modules or ()),
             "crops": asdict(self._data.crops),
             "loss": _describe(self.loss),
-            **self._optimizer_settings(),
-            "gradient_clip": self.gradient_clip,
+            **self._optimizer_settings(picture.learning_rate),
+            "gradient_clip": picture.gradient_clip or self.gradient_clip,
             "precision": str(self.trainer.precision),
         }
-        return LoRAIdentity(self._data.role, picture.path.stem, picture.sha256, self.backbone.fingerprint(), settings)
+        return LoRAIdentity(picture.role, picture.path.stem, picture.sha256, self.backbone.fingerprint(), settings)
 
     def _jobs(self) -> list[FitJob]:
         """One for each picture, done or not."""
-        if self.trainer.max_steps < 1:
+        if self.trainer.max_steps < 1 and not all(picture.steps for picture in self._data.pictures):
             raise ValueError(
                 f"trainer.max_steps: expected the steps of each LoRA, such as 200; got {self.trainer.max_steps}"
             )
-        return [FitJob(picture, self.identity(picture), self.trainer.max_steps) for picture in self._data.pictures]
+        return [
+            FitJob(
+                picture,
+                self.identity(picture),
+                picture.steps or self.trainer.max_steps,
+                self._config(picture),
+                picture.learning_rate,
+                picture.gradient_clip or self.gradient_clip,
+            )
+            for picture in self._data.pictures
+        ]
+
+    def _config(self, picture: FitPicture) -> LoraConfig:
+        rank = picture.rank or self.lora_config.r
+        return replace(self.lora_config, r=rank, lora_alpha=picture.alpha or self.alpha or rank)
+
+    def _pack_config(self) -> LoraConfig:
+        """The largest rank among the jobs, done or not, so that it is the same when a run is taken up again."""
+        return replace(self.lora_config, r=max(job.config.r for job in self.farm.jobs.values()))
 
     def _refill(self) -> None:
         """Any free slot takes the next job."""
@@ -328,7 +348,7 @@ class LoRAFinetuner(lightning.LightningModule):
             if slot is None and (job := self.farm.claim()):
                 self.slots[index] = self._open(job, index)
 
-    def _open(self, job: FitJob, index: int) -> Slot:
+    def _open(self, job: FitJob, index: int, history: Sequence[str] = ()) -> Slot:
         """Encode the picture and its prompt once; then the encoders leave the device again."""
         pixels = job.picture.crops(
             self._data.crops, resolution=self.backbone.resolution, multiple=self.backbone.size_multiple
@@ -346,9 +366,8 @@ class LoRAFinetuner(lightning.LightningModule):
             prompt,
             self.optimizer_factory,
             self.scheduler_factory,
-            scale=lora_scale(self.lora_config),
             loss_scale=LossScale(2.0**15, dynamic=True) if self.trainer.precision == "16-mixed" else LossScale(),
-            gradient_clip=self.gradient_clip,
+            history=history,
         )
         state = self.library.state_file(job.identity)
         if state.is_file():
@@ -361,18 +380,28 @@ class LoRAFinetuner(lightning.LightningModule):
         preview = self._preview(slot) if self.preview_steps else None
 
         def write(folder: Path) -> None:
-            save_lora(folder, self.pack.state_dict(slot.index), self.lora_config)
+            save_lora(folder, self.pack.state_dict(slot.index, slot.job.config.r), slot.job.config)
             write_lora_report(folder, identity, picture.path, slot.losses, preview)
 
-        self.farm.publish(slot.job, write)
+        self.farm.publish(slot.job, write, slot.history)
         if preview is not None:
-            self._log_preview(identity.name, preview)
+            self._log_preview(slot, preview)
         self._release(slot)
 
-    def _give_up(self, slot: Slot, reason: str) -> None:
-        log.error("%s: %s; it is given up", slot.job.picture.path, reason)
-        self.farm.fail(slot.job, f"{reason}; try a lower learning rate or precision 32")
+    def _quarantine(self, slot: Slot, reason: str) -> None:
+        """Start a LoRA that is not finite again, at a lower learning rate; the second time, give it up."""
+        job, path = slot.job, slot.job.picture.path
         self._release(slot)
+        if not slot.history:
+            log.warning("%s: %s; it starts again at %g of its learning rate", path, reason, RETRY_FACTOR)
+            self.library.state_file(job.identity).unlink(missing_ok=True)
+            history = [f"{reason}; started again at {RETRY_FACTOR:g} of its learning rate"]
+            self.slots[slot.index] = self._open(job, slot.index, history)
+            return
+        log.error("%s: %s; it is given up", path, reason)
+        self.farm.fail(
+            job, f"{reason}, also at {RETRY_FACTOR:g} of its learning rate; try precision 32 or another rate"
+        )
 
     def _release(self, slot: Slot) -> None:
         slot.close()
@@ -398,9 +427,9 @@ class LoRAFinetuner(lightning.LightningModule):
         if writer := self._tensorboard():
             writer.add_scalar(f"loss/{slot.job.identity.name}", slot.losses[-1], slot.step)
 
-    def _log_preview(self, name: str, preview: Image.Image) -> None:
+    def _log_preview(self, slot: Slot, preview: Image.Image) -> None:
         if writer := self._tensorboard():
-            writer.add_image(f"preview/{name}", to_tensor(preview) / 2 + 0.5, self.trainer.max_steps)
+            writer.add_image(f"preview/{slot.job.identity.name}", to_tensor(preview) / 2 + 0.5, slot.step)
 
     def _tensorboard(self) -> SummaryWriter | None:
         return self.logger.experiment if isinstance(self.logger, TensorBoardLogger) else None
@@ -425,12 +454,14 @@ class LoRAFinetuner(lightning.LightningModule):
     def _loss_scales(self, losses: torch.Tensor) -> torch.Tensor:
         return losses.new_tensor([slot.loss_scale.value if slot else 0.0 for slot in self.slots])
 
-    def _optimizer_settings(self) -> dict:
+    def _optimizer_settings(self, learning_rate: float | None) -> dict:
         """The optimizer and schedule as plain values, read off a pair made for a parameter that does not matter."""
         optimizer = self.optimizer_factory([torch.nn.Parameter(torch.zeros(1))])
         defaults = {
             key: value for key, value in optimizer.defaults.items() if isinstance(value, (int, float, str, bool))
         }
+        if learning_rate is not None:
+            defaults["lr"] = learning_rate
         scheduler = self.scheduler_factory(optimizer)
         return {"optimizer": {"class": type(optimizer).__name__, **defaults}, "lr_scheduler": _describe(scheduler)}
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from diffstyler.adapters import read_lora
+from diffstyler.adapters import LoRALibrary, read_lora
 from diffstyler.backbones import StableDiffusion
 from diffstyler.crops import Crops
 from diffstyler.data import FitData
@@ -33,18 +33,27 @@ def finetune(
     lora_dir,
     pictures,
     *,
+    jobs=None,
     steps=3,
     pack_size=1,
     precision="32-true",
     callbacks=(),
     seed=0,
+    prompt="painting of <sss>",
     deterministic=False,
     **settings,
 ):
     settings = {"rank": 4, "preview_steps": 0, "batch_size": 2, **settings}
     settings.setdefault("optimizer", lambda params: torch.optim.AdamW(params, lr=1e-3))
     module = LoRAFinetuner(StableDiffusion(str(tiny_dir)), lora_dir=lora_dir, **settings)
-    data = FitData(pictures=pictures, pack_size=pack_size, crops=Crops(resolution=64, crop_size=64, count=3), seed=seed)
+    data = FitData(
+        jobs=jobs,
+        pictures=pictures,
+        pack_size=pack_size,
+        crops=Crops(resolution=64, crop_size=64, count=3),
+        seed=seed,
+        prompt=prompt,
+    )
     trainer = lightning.Trainer(
         accelerator="cpu",
         max_steps=steps,
@@ -140,7 +149,7 @@ def test_a_broken_lora_is_named_and_its_neighbors_are_not_touched(tiny_dir, pict
 
     settings = {"pack_size": 2, "deterministic": True}
     healthy = finetune(tiny_dir, tmp_path / "healthy", pictures[1:], loss=MinSNRLoss(), **settings)
-    with pytest.raises(FitError, match=r"blue\.png: the loss is nan at step 0"):
+    with pytest.raises(FitError, match=r"blue\.png: the loss is nan at step 0, also at 0\.3 of its learning rate"):
         finetune(tiny_dir, tmp_path / "broken", pictures[1:], loss=Broken(), **settings)
     (failure,) = map(json.loads, (tmp_path / "broken" / "failures.jsonl").read_text().splitlines())
     assert Path(failure["picture"]).name == "blue.png"
@@ -148,6 +157,57 @@ def test_a_broken_lora_is_named_and_its_neighbors_are_not_touched(tiny_dir, pict
     assert [name.split("-")[0] for name in folders] == ["green"]
     kept = read_lora(tmp_path / "broken" / folders[0]).state
     assert same(kept, healthy["green"])
+
+
+def test_a_broken_lora_starts_again_at_a_lower_learning_rate(tiny_dir, pictures, tmp_path):
+    class BrokenOnce(MinSNRLoss):
+        calls = 0
+
+        def __call__(self, output, noised):
+            losses = super().__call__(output, noised)
+            self.calls += 1
+            return torch.cat([losses[:2], losses[2:] * float("nan")]) if self.calls == 2 else losses
+
+    settings = {"pack_size": 2, "deterministic": True}
+    healthy = finetune(tiny_dir, tmp_path / "healthy", pictures[1:], loss=MinSNRLoss(), **settings)
+    slower = finetune(
+        tiny_dir,
+        tmp_path / "slower",
+        pictures[2:],
+        loss=MinSNRLoss(),
+        optimizer=lambda params: torch.optim.AdamW(params, lr=3e-4),
+    )
+    retried = finetune(tiny_dir, tmp_path / "retried", pictures[1:], loss=BrokenOnce(), **settings)
+    assert same(retried["green"], healthy["green"])
+    assert distance(retried["blue"], slower["blue"]) < 1e-4
+    assert distance(healthy["blue"], slower["blue"]) > 1e-3
+    histories = {entry.identity.name: entry.history for entry in LoRALibrary(tmp_path / "retried").entries()}
+    expected = "the loss is nan at step 1; started again at 0.3 of its learning rate"
+    assert histories == {"green": (), "blue": (expected,)}
+    assert not (tmp_path / "retried" / "failures.jsonl").exists()
+
+
+def test_each_row_of_a_fit_manifest_has_its_own_settings(tiny_dir, pictures, tmp_path):
+    (tmp_path / "jobs.csv").write_text(
+        "picture,prompt,seed,steps,learning_rate,rank,alpha,gradient_clip\n"
+        f"{pictures[0]},a red square,5,2,0.002,2,6,0.5\n"
+        f"{pictures[1]},,,4,,,,\n"
+        f"{pictures[2]},,,,,7,,\n"
+    )
+    packed = finetune(tiny_dir, tmp_path / "packed", [], jobs=tmp_path / "jobs.csv", pack_size=3)
+    ranks = {name: len(next(iter(state.values()))) for name, state in packed.items()}
+    assert ranks == {"red": 2, "green": 4, "blue": 7}
+    own = {"prompt": "a red square", "seed": 5, "steps": 2, "rank": 2, "alpha": 6, "gradient_clip": 0.5}
+    adamw = {"optimizer": lambda params: torch.optim.AdamW(params, lr=2e-3)}
+    alone = {
+        **finetune(tiny_dir, tmp_path / "red", pictures[:1], **own, **adamw),
+        **finetune(tiny_dir, tmp_path / "green", pictures[1:2], steps=4),
+        **finetune(tiny_dir, tmp_path / "blue", pictures[2:], rank=7),
+    }
+    for name in packed:
+        assert distance(packed[name], alone[name]) < 1e-4
+    keys = [{e.identity.key for f in fs for e in LoRALibrary(tmp_path / f).entries()} for fs in (["packed"], alone)]
+    assert keys[0] == keys[1]  # however it is asked for, it is the same LoRA
 
 
 @pytest.mark.parametrize(

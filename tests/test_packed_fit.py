@@ -29,16 +29,14 @@ def fit_with_peft(folder: Path, path: Path, *, steps: int, dtype: torch.dtype, r
         prompt = backbone.encode_prompt([picture.prompt])
     pack = LoRAPack(backbone.unet, config, 1, dtype=dtype)
     slot = open_slot(
-        FitJob(picture, None, steps),
+        FitJob(picture, None, steps, config),
         0,
         pack,
         latents,
         prompt,
         torch.optim.AdamW,
         lambda optimizer: torch.optim.lr_scheduler.ConstantLR(optimizer),
-        scale=1.0,
         loss_scale=LossScale(),
-        gradient_clip=None,
     )
     initial = {name: tensor.to(dtype) for name, tensor in pack.state_dict(0).items()}
     pack.detach()
