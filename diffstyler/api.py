@@ -40,7 +40,7 @@ def fit(
     """
     finetuner = finetuner if finetuner is not None else LoRAFinetuner()
     data = data if data is not None else FitData(pictures=[Path(picture)])
-    data.manifest, data.paths = None, [Path(picture)]
+    data.manifest, data.jobs, data.paths = None, None, [Path(picture)]
     with _quiet():
         trainer = _trainer(max_steps=steps, precision=precision)
         trainer.fit(finetuner, datamodule=data)

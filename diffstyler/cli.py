@@ -7,6 +7,7 @@ import difflib
 import logging
 import os
 import re
+import signal
 import sys
 import warnings
 from collections.abc import Sequence
@@ -60,13 +61,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _fit(arguments: list[str]) -> None:
+    from lightning.pytorch.utilities.exceptions import SIGTERMException
+
     from diffstyler.data import FitData
     from diffstyler.finetuning import LoRAFinetuner
 
     cli = _lightning_cli("fit", arguments, LoRAFinetuner, FitData, ("lora_dir",))
-    cli.trainer.fit(cli.model, datamodule=cli.datamodule)
-    for entry in cli.model.finished:
-        print(entry.folder)
+    try:
+        cli.trainer.fit(cli.model, datamodule=cli.datamodule)
+    except SIGTERMException as error:  # without an exit code of its own
+        raise SystemExit(128 + signal.SIGTERM) from error
+    if cli.trainer.is_global_zero:
+        for entry in cli.model.finished:
+            print(entry.folder)
 
 
 def _predict(arguments: list[str]) -> None:

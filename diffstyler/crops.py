@@ -35,12 +35,21 @@ class Crops:
 
 @dataclass(frozen=True)
 class FitPicture:
-    """A picture that gets a LoRA: ``sha256`` identifies its pixels, ``prompt`` describes it, ``seed`` fixes the fit."""
+    """A picture that gets a LoRA: ``sha256`` identifies its pixels, ``prompt`` describes it, ``seed`` fixes the fit.
+
+    ``role`` is "style" or "content"; the others are this LoRA's own settings, None = the run's.
+    """
 
     path: Path
     sha256: str
     prompt: str
     seed: int
+    role: str = "style"
+    steps: int | None = None
+    learning_rate: float | None = None
+    rank: int | None = None
+    alpha: int | None = None
+    gradient_clip: float | None = None
 
     def crops(self, settings: Crops, *, resolution: int, multiple: int) -> torch.Tensor:
         """Square crops (count, 3, S, S) in [-1, 1], S a multiple of ``multiple`` pixels; the same for the same seed.

@@ -11,11 +11,10 @@ import lightning
 from torch.utils.data import DataLoader
 
 from diffstyler.crops import Crops, FitPicture
+from diffstyler.fit_manifest import ROLES, FitRow, read_fit_manifest
 from diffstyler.images import is_picture, load_image, picture_sha256
 from diffstyler.manifest import read_manifest
 from diffstyler.types import Triple
-
-ROLES = ("style", "content")
 
 
 class FitData(lightning.LightningDataModule):
@@ -23,6 +22,9 @@ class FitData(lightning.LightningDataModule):
 
     Args:
         manifest: CSV, JSON Lines or Parquet with a row for each picture to make; its style (or content) pictures.
+        jobs: CSV or JSON Lines with a row for each LoRA, in place of a manifest or beside it: ``picture`` and, where
+            they differ from the run's, ``role``, ``prompt``, ``seed``, ``steps``, ``learning_rate``, ``rank``,
+            ``alpha``, ``gradient_clip``.
         pictures: pictures named one by one, in place of a manifest or beside it.
         role: "style" or "content": which pictures of the manifest.
         prompt: describes the picture; ``{content_prompt}`` stands for that column.
@@ -35,6 +37,7 @@ class FitData(lightning.LightningDataModule):
         self,
         manifest: Path | None = None,
         *,
+        jobs: Path | None = None,
         pictures: Sequence[Path] = (),
         role: str = "style",
         prompt: str = "painting of <sss>",
@@ -47,9 +50,10 @@ class FitData(lightning.LightningDataModule):
             raise ValueError(f"data.role: expected 'style' or 'content', got '{role}'")
         if pack_size < 1:
             raise ValueError(f"data.pack_size: expected at least 1, got {pack_size}")
-        if manifest is None and not pictures:
-            raise ValueError("nothing to fit: expected data.manifest or data.pictures")
+        if manifest is None and jobs is None and not pictures:
+            raise ValueError("nothing to fit: expected data.manifest, data.jobs or data.pictures")
         self.manifest = manifest
+        self.jobs = jobs
         self.paths = pictures
         self.role = role
         self.prompt = prompt
@@ -71,8 +75,14 @@ class FitData(lightning.LightningDataModule):
             seen.add(path.resolve())
             sha256 = picture_sha256(load_image(path))
             prompt = self.prompt.replace("{content_prompt}", content_prompt).strip(" ,")
-            distinct.setdefault(sha256, FitPicture(path, sha256, prompt, self.seed))
-        self.pictures = list(distinct.values())
+            distinct.setdefault(sha256, FitPicture(path, sha256, prompt, self.seed, self.role))
+        rows = read_fit_manifest(self.jobs) if self.jobs is not None else []
+        self.pictures = [*distinct.values(), *map(self._of_row, rows)]
+
+    def _of_row(self, row: FitRow) -> FitPicture:
+        own = {name: value for name, value in vars(row).items() if name != "picture" and value is not None}
+        run = {"prompt": self.prompt.replace("{content_prompt}", "").strip(" ,"), "seed": self.seed, "role": self.role}
+        return FitPicture(row.picture, picture_sha256(load_image(row.picture)), **{**run, **own})
 
     def train_dataloader(self) -> UntilDone:
         """Step numbers for as long as a LoRA is under way; each LoRA draws its own rows."""
@@ -87,7 +97,8 @@ class FitData(lightning.LightningDataModule):
 class Worker(Protocol):
     """Something that knows whether it has more to do."""
 
-    has_work: bool
+    @property
+    def has_work(self) -> bool: ...
 
 
 class UntilDone:

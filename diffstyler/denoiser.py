@@ -131,7 +131,7 @@ class Denoiser:
         adapters = self.pack.rows(self._adapters(rows, device)) if self.pack is not None else nullcontext()
         # several threads split a matrix product by its rows, and a row's last bits then depend on its place
         exact = self.rows_per_call is not None and device.type == "cpu"
-        with adapters, _one_thread() if exact else nullcontext():
+        with adapters, one_thread() if exact else nullcontext():
             return self.backbone.predict_noise(latents, timesteps, prompt, alphas)
 
     def _adapters(self, rows: list[Row], device: torch.device) -> Rows:
@@ -141,7 +141,7 @@ class Denoiser:
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

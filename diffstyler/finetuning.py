@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, replace
 from pathlib import Path
+from subprocess import Popen
 from typing import Protocol
 
 import lightning
@@ -16,16 +19,18 @@ from PIL import Image
 from torch.optim.lr_scheduler import ConstantLR
 from torch.utils.tensorboard import SummaryWriter
 
-from diffstyler.adapters import FittedLoRA, LoRAIdentity, LoRALibrary, LoRAPack, Rows, lora_scale, save_lora
+from diffstyler.adapters import FittedLoRA, LoRAIdentity, LoRALibrary, LoRAPack, Rows, save_lora
 from diffstyler.backbones import Backbone, StableDiffusion
 from diffstyler.crops import Crops, FitPicture
-from diffstyler.denoiser import Denoiser
+from diffstyler.denoiser import Denoiser, one_thread
+from diffstyler.farm import Farm
 from diffstyler.images import to_image, to_tensor
 from diffstyler.losses import DiffusionLoss, Noised, NoiseLoss
 from diffstyler.progress import FitProgress
 from diffstyler.report import write_lora_report
 from diffstyler.sampling import Region, generate
 from diffstyler.slots import (
+    RETRY_FACTOR,
     Draw,
     FitJob,
     LossScale,
@@ -50,14 +55,30 @@ BASE_DTYPES = {
 }
 
 
+#: how often a process that has nothing to do looks whether others left it something
+POLL_SECONDS = 0.2
+
+
 class FitError(RuntimeError):
     """Some LoRAs could not be fitted; the text names each and says why. The others are done."""
+
+
+class SaveUnfinished(lightning.Callback):
+    """Keeps what is under way when a run is interrupted."""
+
+    def on_exception(
+        self,
+        trainer: lightning.Trainer,
+        pl_module: LoRAFinetuner,  # type: ignore[override]
+        exception: BaseException,
+    ) -> None:
+        pl_module.save_unfinished()
+        pl_module.farm.close()
 
 
 class PicturesToFit(Protocol):
     """What the finetuner reads from the data module."""
 
-    role: str
     crops: Crops
     pack_size: int
     pictures: Sequence[FitPicture]
@@ -115,6 +136,7 @@ class LoRAFinetuner(lightning.LightningModule):
             lora_alpha=rank if alpha is None else alpha,
             target_modules=list(target_modules),  # type: ignore[arg-type]
         )
+        self.alpha = alpha
         self.batch_size = batch_size
         self.loss = loss if loss is not None else NoiseLoss()
         self.optimizer_factory = optimizer
@@ -125,20 +147,21 @@ class LoRAFinetuner(lightning.LightningModule):
         self.preview_steps = preview_steps
         # DistributedDataParallel refuses a module without trainable parameters; LoRAs are jobs, not shared parameters
         self.anchor = torch.nn.Parameter(torch.zeros(1))
+        self.farm = Farm(self.library, [])
         self.slots: list[Slot | None] = []
-        self.waiting: list[FitJob] = []
-        self.finished: list[FittedLoRA] = []
         self._last_loss = float("nan")
-        self._total_steps = 0
-        self.failures: dict[str, str] = {}
 
     # ---- the algorithm
 
     def training_step(self, batch: int, batch_idx: int) -> None:
         """One step of every LoRA: z_t = √ᾱ z_0 + √(1−ᾱ) ε; each descends on its own loss (the method)."""
+        self._refill()
+        if not any(self._busy()):
+            time.sleep(POLL_SECONDS)  # what is left is under way in other processes
+            return
         noised, timesteps, prompts = self._draw()
         self.pack.flat.grad = None
-        with self.pack.rows(Rows(None)):
+        with self.pack.rows(Rows(None)), self._exact():
             output = self.backbone.predict(noised.latents, timesteps, prompts)
             losses = self.loss(output.to(noised.clean.dtype), noised).unflatten(0, (len(self.slots), -1)).mean(1)
             (losses * self._loss_scales(losses)).sum().backward()
@@ -168,43 +191,57 @@ class LoRAFinetuner(lightning.LightningModule):
             try:
                 slot.update(loss, norm)
             except NonFiniteLossError as error:
-                self._give_up(slot, f"{error} at step {slot.step}")
+                self._quarantine(slot, f"{error} at step {slot.step}")
                 continue
             self._log_loss(slot)
             if slot.done:
                 self._finish(slot)
             elif slot.step % self.checkpoint_every == 0:
                 slot.save(self.library.state_file(slot.job.identity))
-        self._refill()
+
+    def _exact(self) -> AbstractContextManager[None]:
+        """Several threads split a matrix product by its rows, and a row's last bits then depend on its place."""
+        return one_thread() if self.device.type == "cpu" and self._deterministic else nullcontext()
 
     # ---- jobs
 
+    def setup(self, stage: str) -> None:
+        self.farm = Farm(self.library, self._jobs())
+
     def configure_model(self) -> None:
-        if not self.trainer.training or "unet" in self.backbone._modules or not self._jobs():
-            return
-        self.backbone.load(_base_dtype(self.trainer.precision))
-        if self.gradient_checkpointing:
-            self.backbone.unet.enable_gradient_checkpointing()  # type: ignore[operator]
+        if self.trainer.training and "unet" not in self.backbone._modules and self.farm.waiting:
+            self.backbone.load(_base_dtype(self.trainer.precision))
+            if self.gradient_checkpointing:
+                self.backbone.unet.enable_gradient_checkpointing()  # type: ignore[operator]
+        # DistributedDataParallel would send the frozen model to every rank, and its buffers again at each step
+        names = [name for name, _ in (*self.backbone.named_parameters(), *self.backbone.named_buffers())]
+        self._ddp_params_and_buffers_to_ignore = [f"backbone.{name}" for name in names]
 
     def configure_callbacks(self) -> list[lightning.Callback]:
-        return [FitProgress()]
+        return [FitProgress(), SaveUnfinished()]
 
     def configure_optimizers(self) -> list:
         return []
 
     def on_fit_start(self) -> None:
-        self.waiting = self._jobs()[self.global_rank :: self.trainer.world_size]
-        self._total_steps = sum(job.steps for job in self.waiting)
+        if self.trainer.is_global_zero:
+            self.farm.failures.clear({job.identity.role for job in self.farm.jobs.values()})
+        self._part_from_other_ranks()
         self.slots = []
-        if not self.waiting:
+        if not self.farm.waiting:
             log.info("every picture has its LoRA in %s", self.library.lora_dir)
             return
-        width = self._width
         dtype = torch.float64 if self.trainer.precision == "64-true" else torch.float32
-        self.pack = LoRAPack(self.backbone.unet, self.lora_config, width, device=self.device, dtype=dtype)
+        self.pack = LoRAPack(self.backbone.unet, self._pack_config(), self._width, device=self.device, dtype=dtype)
         self.pack.train()
-        self.slots = [None] * width
+        self.slots = [None] * self._width
         self._refill()
+
+    def _part_from_other_ranks(self) -> None:
+        """Ranks share jobs through the folder alone: each takes as many steps as it has, and none waits for another."""
+        self.trainer.strategy.barrier("fit")
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()  # Lightning would otherwise communicate before every step
 
     def on_train_epoch_end(self) -> None:
         self.trainer.should_stop = True  # trainer.max_steps counts for each LoRA, so it does not end the run
@@ -212,24 +249,40 @@ class LoRAFinetuner(lightning.LightningModule):
     def on_fit_end(self) -> None:
         if hasattr(self, "pack"):
             self.pack.detach()
-        if self.failures:
-            lines = "\n".join(f"  {name}: {reason}" for name, reason in self.failures.items())
-            raise FitError(f"{len(self.failures)} LoRAs could not be fitted:\n{lines}\nThe others are done.")
+        if not self.trainer.is_global_zero:
+            return  # the first rank reports for all
+        dead = [code for process in self._launched_ranks() if (code := process.wait())]
+        if failures := self.farm.failed():
+            lines = "\n".join(f"  {failure.picture}: {failure.reason}" for failure in failures)
+            raise FitError(f"{len(failures)} LoRAs could not be fitted:\n{lines}\nThe others are done.")
+        if dead:
+            raise FitError(f"a rank ended with exit code {dead[0]}; the others did its work")
 
-    def on_exception(self, exception: BaseException) -> None:
-        """Interrupted: keep what is under way."""
+    def _launched_ranks(self) -> list[Popen]:
+        return getattr(self.trainer.strategy.launcher, "procs", [])
+
+    def save_unfinished(self) -> None:
+        """Keep the state of what is under way, for this or another process to go on with."""
         for slot in self._busy():
             slot.save(self.library.state_file(slot.job.identity))
 
-    @property
-    def has_work(self) -> bool:
-        """Whether a LoRA is under way: the training data end when none is."""
-        return any(self._busy())
+    def on_save_checkpoint(self, checkpoint: dict) -> None:
+        """SLURM is about to take the node away: LoRAs keep their state in the library, not in Lightning's file."""
+        self.save_unfinished()
+        checkpoint["state_dict"] = {}
+
+    def on_load_checkpoint(self, checkpoint: dict) -> None:
+        checkpoint["state_dict"] = self.state_dict()
 
     @property
-    def wanted(self) -> int:
-        """How many LoRAs this process is to have in the end, those that were there before included."""
-        return len(self.finished) + len(self.waiting) + len(list(self._busy())) + len(self.failures)
+    def has_work(self) -> bool:
+        """Whether a LoRA is under way here or, on the first rank, anywhere: the training data end when none is."""
+        return any(self._busy()) or (self.trainer.is_global_zero and bool(self.farm.waiting))
+
+    @property
+    def finished(self) -> list[FittedLoRA]:
+        """The LoRAs of the data module's pictures that are there, in its order."""
+        return self.farm.finished
 
     @property
     def last_loss(self) -> float:
@@ -239,52 +292,63 @@ class LoRAFinetuner(lightning.LightningModule):
         return self._last_loss
 
     def step_count(self) -> tuple[int, int]:
-        """Steps of all LoRAs of this run together, and how many of them are done."""
-        left = sum(job.steps for job in self.waiting) + sum(slot.job.steps - slot.step for slot in self._busy())
-        return self._total_steps, self._total_steps - left
+        """Steps of all LoRAs of this run together, and how many of them are known to be done, by whomever."""
+        total = sum(job.steps for job in self.farm.jobs.values())
+        left = sum(job.steps for job in self.farm.waiting)
+        return total, total - left - sum(slot.job.steps - slot.step for slot in self._busy())
 
     def identity(self, picture: FitPicture) -> LoRAIdentity:
         """What the LoRA of this picture would be under the present settings."""
+        config = self._config(picture)
         settings = {
             "prompt": picture.prompt,
             "seed": picture.seed,
-            "steps": self.trainer.max_steps,
+            "steps": picture.steps or self.trainer.max_steps,
             "batch_size": self.batch_size,
-            "rank": self.lora_config.r,
-            "alpha": self.lora_config.lora_alpha,
-            "target_modules": sorted(self.lora_config.target_modules or ()),
+            "rank": config.r,
+            "alpha": config.lora_alpha,
+            "target_modules": sorted(config.target_modules or ()),
             "crops": asdict(self._data.crops),
             "loss": _describe(self.loss),
-            **self._optimizer_settings(),
-            "gradient_clip": self.gradient_clip,
+            **self._optimizer_settings(picture.learning_rate),
+            "gradient_clip": picture.gradient_clip or self.gradient_clip,
             "precision": str(self.trainer.precision),
         }
-        return LoRAIdentity(self._data.role, picture.path.stem, picture.sha256, self.backbone.fingerprint(), settings)
+        return LoRAIdentity(picture.role, picture.path.stem, picture.sha256, self.backbone.fingerprint(), settings)
 
     def _jobs(self) -> list[FitJob]:
-        """The LoRAs that are still to be made."""
-        if self.trainer.max_steps < 1:
+        """One for each picture, done or not."""
+        if self.trainer.max_steps < 1 and not all(picture.steps for picture in self._data.pictures):
             raise ValueError(
                 f"trainer.max_steps: expected the steps of each LoRA, such as 200; got {self.trainer.max_steps}"
             )
-        width = self._width
-        jobs = [
-            FitJob(picture, self.identity(picture), self.trainer.max_steps, slot=index % width)
-            for index, picture in enumerate(self._data.pictures)
+        return [
+            FitJob(
+                picture,
+                self.identity(picture),
+                picture.steps or self.trainer.max_steps,
+                self._config(picture),
+                picture.learning_rate,
+                picture.gradient_clip or self.gradient_clip,
+            )
+            for picture in self._data.pictures
         ]
-        self.finished = [entry for job in jobs if (entry := self.library.get(job.identity))]
-        done = {entry.identity.key for entry in self.finished}
-        return [job for job in jobs if job.identity.key not in done]
+
+    def _config(self, picture: FitPicture) -> LoraConfig:
+        rank = picture.rank or self.lora_config.r
+        return replace(self.lora_config, r=rank, lora_alpha=picture.alpha or self.alpha or rank)
+
+    def _pack_config(self) -> LoraConfig:
+        """The largest rank among the jobs, done or not, so that it is the same when a run is taken up again."""
+        return replace(self.lora_config, r=max(job.config.r for job in self.farm.jobs.values()))
 
     def _refill(self) -> None:
-        """Each picture waits for the slot it would have had all along: resumed or not, its numbers are the same."""
+        """Any free slot takes the next job."""
         for index, slot in enumerate(self.slots):
-            job = next((job for job in self.waiting if job.slot == index), None)
-            if slot is None and job is not None:
-                self.waiting.remove(job)
+            if slot is None and (job := self.farm.claim()):
                 self.slots[index] = self._open(job, index)
 
-    def _open(self, job: FitJob, index: int) -> Slot:
+    def _open(self, job: FitJob, index: int, history: Sequence[str] = ()) -> Slot:
         """Encode the picture and its prompt once; then the encoders leave the device again."""
         pixels = job.picture.crops(
             self._data.crops, resolution=self.backbone.resolution, multiple=self.backbone.size_multiple
@@ -302,9 +366,8 @@ class LoRAFinetuner(lightning.LightningModule):
             prompt,
             self.optimizer_factory,
             self.scheduler_factory,
-            scale=lora_scale(self.lora_config),
             loss_scale=LossScale(2.0**15, dynamic=True) if self.trainer.precision == "16-mixed" else LossScale(),
-            gradient_clip=self.gradient_clip,
+            history=history,
         )
         state = self.library.state_file(job.identity)
         if state.is_file():
@@ -317,18 +380,28 @@ class LoRAFinetuner(lightning.LightningModule):
         preview = self._preview(slot) if self.preview_steps else None
 
         def write(folder: Path) -> None:
-            save_lora(folder, self.pack.state_dict(slot.index), self.lora_config)
+            save_lora(folder, self.pack.state_dict(slot.index, slot.job.config.r), slot.job.config)
             write_lora_report(folder, identity, picture.path, slot.losses, preview)
 
-        self.finished.append(self.library.publish(identity, write))
+        self.farm.publish(slot.job, write, slot.history)
         if preview is not None:
-            self._log_preview(identity.name, preview)
+            self._log_preview(slot, preview)
         self._release(slot)
 
-    def _give_up(self, slot: Slot, reason: str) -> None:
-        log.error("%s: %s; it is given up", slot.job.picture.path, reason)
-        self.failures[str(slot.job.picture.path)] = f"{reason}; try a lower learning rate or precision 32"
+    def _quarantine(self, slot: Slot, reason: str) -> None:
+        """Start a LoRA that is not finite again, at a lower learning rate; the second time, give it up."""
+        job, path = slot.job, slot.job.picture.path
         self._release(slot)
+        if not slot.history:
+            log.warning("%s: %s; it starts again at %g of its learning rate", path, reason, RETRY_FACTOR)
+            self.library.state_file(job.identity).unlink(missing_ok=True)
+            history = [f"{reason}; started again at {RETRY_FACTOR:g} of its learning rate"]
+            self.slots[slot.index] = self._open(job, slot.index, history)
+            return
+        log.error("%s: %s; it is given up", path, reason)
+        self.farm.fail(
+            job, f"{reason}, also at {RETRY_FACTOR:g} of its learning rate; try precision 32 or another rate"
+        )
 
     def _release(self, slot: Slot) -> None:
         slot.close()
@@ -354,9 +427,9 @@ class LoRAFinetuner(lightning.LightningModule):
         if writer := self._tensorboard():
             writer.add_scalar(f"loss/{slot.job.identity.name}", slot.losses[-1], slot.step)
 
-    def _log_preview(self, name: str, preview: Image.Image) -> None:
+    def _log_preview(self, slot: Slot, preview: Image.Image) -> None:
         if writer := self._tensorboard():
-            writer.add_image(f"preview/{name}", to_tensor(preview) / 2 + 0.5, self.trainer.max_steps)
+            writer.add_image(f"preview/{slot.job.identity.name}", to_tensor(preview) / 2 + 0.5, slot.step)
 
     def _tensorboard(self) -> SummaryWriter | None:
         return self.logger.experiment if isinstance(self.logger, TensorBoardLogger) else None
@@ -368,6 +441,10 @@ class LoRAFinetuner(lightning.LightningModule):
         return self.trainer.datamodule  # type: ignore[attr-defined]
 
     @property
+    def _deterministic(self) -> bool:
+        return torch.are_deterministic_algorithms_enabled()
+
+    @property
     def _width(self) -> int:
         return max(1, min(self._data.pack_size, len(self._data.pictures)))
 
@@ -377,12 +454,14 @@ class LoRAFinetuner(lightning.LightningModule):
     def _loss_scales(self, losses: torch.Tensor) -> torch.Tensor:
         return losses.new_tensor([slot.loss_scale.value if slot else 0.0 for slot in self.slots])
 
-    def _optimizer_settings(self) -> dict:
+    def _optimizer_settings(self, learning_rate: float | None) -> dict:
         """The optimizer and schedule as plain values, read off a pair made for a parameter that does not matter."""
         optimizer = self.optimizer_factory([torch.nn.Parameter(torch.zeros(1))])
         defaults = {
             key: value for key, value in optimizer.defaults.items() if isinstance(value, (int, float, str, bool))
         }
+        if learning_rate is not None:
+            defaults["lr"] = learning_rate
         scheduler = self.scheduler_factory(optimizer)
         return {"optimizer": {"class": type(optimizer).__name__, **defaults}, "lr_scheduler": _describe(scheduler)}
 

@@ -61,4 +61,4 @@ class FitProgress(lightning.Callback):
 
     @staticmethod
     def _title(finetuner: LoRAFinetuner) -> str:
-        return f"LoRAs {len(finetuner.finished)}/{finetuner.wanted}"
+        return f"LoRAs {len(finetuner.finished)}/{len(finetuner.farm.jobs)}"

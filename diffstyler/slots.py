@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import io
+import logging
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from peft import LoraConfig
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from diffstyler.adapters import LoRAIdentity, LoRAPack
+from diffstyler.adapters import LoRAIdentity, LoRAPack, lora_scale
 from diffstyler.crops import FitPicture
 from diffstyler.images import atomic_write
 from diffstyler.types import PromptEmbeds
+
+log = logging.getLogger(__name__)
+
+#: of the learning rate of a LoRA that was not finite, when it is tried again
+RETRY_FACTOR = 0.3
 
 OptimizerFactory = Callable[[Iterable[torch.nn.Parameter]], Optimizer]
 SchedulerFactory = Callable[[Optimizer], LRScheduler]
@@ -24,12 +31,17 @@ SchedulerFactory = Callable[[Optimizer], LRScheduler]
 
 @dataclass(frozen=True)
 class FitJob:
-    """One LoRA to fit: which picture, under which identity, for how many steps, in which slot of the pack."""
+    """One LoRA to fit: which picture, under which identity, for how many steps, with which settings of its own.
+
+    ``learning_rate`` None is the optimizer's own; ``gradient_clip`` None means no bound.
+    """
 
     picture: FitPicture
     identity: LoRAIdentity
     steps: int
-    slot: int
+    config: LoraConfig = field(default_factory=LoraConfig)
+    learning_rate: float | None = None
+    gradient_clip: float | None = None
 
 
 @dataclass(frozen=True)
@@ -87,7 +99,7 @@ class Slot:
     scheduler: LRScheduler
     weights: torch.nn.Parameter  # (P,), the pack's row
     loss_scale: LossScale
-    gradient_clip: float | None
+    history: list[str] = field(default_factory=list)  # what happened on the way, for its record
     step: int = 0
     losses: list[float] = field(default_factory=list)
 
@@ -100,7 +112,7 @@ class Slot:
         generator = torch.Generator().manual_seed(_mix(self.job.picture.seed, self.step))
         crops = torch.randint(len(self.latents), (batch_size,), generator=generator)
         timesteps = torch.randint(num_train_timesteps, (batch_size,), generator=generator)
-        noise = torch.randn((batch_size, *self.latents.shape[1:]), generator=generator)
+        noise = torch.randn((batch_size, *self.latents.shape[1:]), generator=generator, dtype=torch.float32)
         device = self.latents.device
         return Draw(self.latents[crops.to(device)], noise.to(device), timesteps.to(device))
 
@@ -121,8 +133,9 @@ class Slot:
         finite = math.isfinite(gradient_norm)
         self.loss_scale.update(finite)
         if finite:
-            if self.gradient_clip is not None and gradient_norm > self.gradient_clip:
-                self.weights.grad.mul_(self.gradient_clip / gradient_norm)  # type: ignore[union-attr]
+            clip = self.job.gradient_clip
+            if clip is not None and gradient_norm > clip:
+                self.weights.grad.mul_(clip / gradient_norm)  # type: ignore[union-attr]
             self.optimizer.step()
             self.scheduler.step()
         self.losses.append(loss)
@@ -138,6 +151,7 @@ class Slot:
             "loss_scale": [self.loss_scale.value, self.loss_scale.good_steps],
             "step": self.step,
             "losses": self.losses,
+            "history": self.history,
         }
         torch.save(state, buffer)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -146,11 +160,14 @@ class Slot:
     def restore(self, path: Path) -> None:
         """Go on where :meth:`save` left off."""
         state = torch.load(path, map_location="cpu", weights_only=True)
+        if state["weights"].shape != self.weights.shape:
+            log.warning("%s was saved in a pack of another rank; it starts again", self.job.identity.name)
+            return
         self.weights.data.copy_(state["weights"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
         self.loss_scale.value, self.loss_scale.good_steps = state["loss_scale"]
-        self.step, self.losses = state["step"], state["losses"]
+        self.step, self.losses, self.history = state["step"], state["losses"], state["history"]
 
     def close(self) -> None:
         """Leave the row empty for the next LoRA."""
@@ -167,15 +184,19 @@ def open_slot(
     optimizer: OptimizerFactory,
     lr_scheduler: SchedulerFactory,
     *,
-    scale: float,
     loss_scale: LossScale,
-    gradient_clip: float | None,
+    history: Sequence[str] = (),
 ) -> Slot:
-    """Start a LoRA in row ``index`` of the pack, with an optimizer of its own on that row alone."""
-    pack.init_slot(index, seed=job.picture.seed, scale=scale)
+    """Start a LoRA in row ``index`` of the pack, with an optimizer of its own on that row alone.
+
+    Each failed try that ``history`` tells of lowers the learning rate by ``RETRY_FACTOR``.
+    """
+    pack.init_slot(index, seed=job.picture.seed, scale=lora_scale(job.config), rank=job.config.r)
     weights = torch.nn.Parameter(pack.flat.data[index])
     own = optimizer([weights])
-    return Slot(job, index, pack, latents, prompt, own, lr_scheduler(own), weights, loss_scale, gradient_clip)
+    for group in own.param_groups:
+        group["lr"] = (job.learning_rate or group["lr"]) * RETRY_FACTOR ** len(history)
+    return Slot(job, index, pack, latents, prompt, own, lr_scheduler(own), weights, loss_scale, list(history))
 
 
 def _mix(seed: int, step: int) -> int:

@@ -136,7 +136,7 @@ def test_check_masks_lists_every_problem_before_anything_runs(tmp_path: Path):
         Triple(str(i), tmp_path / "photo.png", (StyleRegion(tmp_path, mask=prompt),), origin=f"m.csv row {i}")
         for i, prompt in enumerate(prompts)
     ]
-    with pytest.raises(ValueError, match="m.csv row 1") as error:
+    with pytest.raises(ValueError, match=r"m\.csv row 1") as error:
         check_masks(triples)
     told = str(error.value)
     assert [line for line in told.split("\n") if line.startswith("m.csv")] == [

@@ -26,7 +26,13 @@ def open_slots(*seeds: int, optimizer=None, gradient_clip: float | None = None, 
     slots = []
     for index, seed in enumerate(seeds):
         picture = FitPicture(Path(f"{seed}.png"), f"{seed}", "a picture", seed)
-        job = FitJob(picture, LoRAIdentity("style", f"{seed}", f"{seed}", "model", {}), steps=6, slot=index)
+        job = FitJob(
+            picture,
+            LoRAIdentity("style", f"{seed}", f"{seed}", "model", {}),
+            steps=6,
+            config=LoraConfig(r=2, lora_alpha=2),
+            gradient_clip=gradient_clip,
+        )
         slots.append(
             open_slot(
                 job,
@@ -36,9 +42,7 @@ def open_slots(*seeds: int, optimizer=None, gradient_clip: float | None = None, 
                 PromptEmbeds(torch.zeros(1, 2, 4)),
                 optimizer or (lambda weights: torch.optim.AdamW(weights, lr=0.1)),
                 lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, 2),
-                scale=1.0,
                 loss_scale=LossScale(**loss_scale),
-                gradient_clip=gradient_clip,
             )
         )
         slots[-1].model = model

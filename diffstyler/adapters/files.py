@@ -47,11 +47,23 @@ def save_lora(folder: Path, state: dict[str, torch.Tensor], config: LoraConfig) 
     metadata = {key: sorted(v) if isinstance(v, set) else v for key, v in config.to_dict().items()}
     StableDiffusionPipeline.save_lora_weights(folder, unet_lora_layers={**state}, unet_lora_adapter_metadata=metadata)
     path = folder / WEIGHTS_NAME
+    _sort_metadata(path)
     reread = read_lora(path)
     same = reread.state.keys() == state.keys() and all(torch.equal(reread.state[k], state[k]) for k in state)
     if not same or reread.scale != lora_scale(config):
         raise LoRAFileError(f"{path}: what was read back differs from what was written; is the disk full?")
     return path
+
+
+def _sort_metadata(path: Path) -> None:
+    """safetensors writes its metadata in another order each time; sorted, equal LoRAs are equal files."""
+    content = path.read_bytes()
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the tensors begin at a multiple of 8 bytes
+    path.write_bytes(len(text).to_bytes(8, "little") + text + content[end:])
 
 
 def read_lora(path: Path) -> LoRA:

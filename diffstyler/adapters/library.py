@@ -7,7 +7,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -40,10 +40,11 @@ class LoRAIdentity:
 
 @dataclass(frozen=True)
 class FittedLoRA:
-    """A finished LoRA folder and what its record says."""
+    """A finished LoRA folder and what its record says; ``history`` tells what happened on the way, if anything."""
 
     folder: Path
     identity: LoRAIdentity
+    history: tuple[str, ...] = ()
 
     @property
     def prompt(self) -> str:
@@ -69,18 +70,38 @@ class LoRALibrary:
                 return entry
         return None
 
+    def find(self, identities: Sequence[LoRAIdentity]) -> dict[str, FittedLoRA]:
+        """Those of these LoRAs that are there, by key; the folder is listed once."""
+        folders: dict[str, list[Path]] = {}
+        for file in self.lora_dir.glob(f"*/{RECORD_NAME}"):
+            folders.setdefault(file.parent.name.rpartition("-")[2], []).append(file.parent)
+        found = {}
+        for identity in identities:
+            for folder in sorted(folders.get(identity.key[:12], ())):
+                entry = read_record(folder)
+                if entry.identity.key == identity.key:
+                    found[identity.key] = entry
+        return found
+
     def state_file(self, identity: LoRAIdentity) -> Path:
         """Where the unfinished LoRA keeps its state."""
         return self.lora_dir / ".unfinished" / f"{identity.key}.pt"
 
-    def publish(self, identity: LoRAIdentity, write: Callable[[Path], None]) -> FittedLoRA:
+    def lock_file(self, identity: LoRAIdentity) -> Path:
+        """What the process that fits this LoRA keeps locked; its folder is made."""
+        path = self.state_file(identity).with_suffix(".lock")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def publish(self, identity: LoRAIdentity, write: Callable[[Path], None], history: Sequence[str] = ()) -> FittedLoRA:
         """Let ``write`` fill a folder beside the library's, add the record, and move it in as a whole."""
         folder = self.lora_dir / identity.folder_name
         partial = self.lora_dir / ".unfinished" / f"{identity.key}.folder"
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         write(partial)
-        (partial / RECORD_NAME).write_text(json.dumps(asdict(identity), indent=2, sort_keys=True) + "\n")
+        record = {**asdict(identity), **({"history": list(history)} if history else {})}
+        (partial / RECORD_NAME).write_text(json.dumps(record, indent=2, sort_keys=True) + "\n")
         for file in partial.iterdir():
             _flush(file)
         if folder.is_dir():  # another process was faster; equal identity means equal weights
@@ -88,7 +109,7 @@ class LoRALibrary:
         else:
             partial.replace(folder)
         self.state_file(identity).unlink(missing_ok=True)
-        return FittedLoRA(folder, identity)
+        return FittedLoRA(folder, identity, tuple(history))
 
 
 def read_record(folder: Path) -> FittedLoRA:
@@ -98,8 +119,10 @@ def read_record(folder: Path) -> FittedLoRA:
         ValueError: the record is damaged.
     """
     try:
-        return FittedLoRA(folder, LoRAIdentity(**json.loads((folder / RECORD_NAME).read_text())))
-    except (json.JSONDecodeError, TypeError) as error:
+        fields = dict(json.loads((folder / RECORD_NAME).read_text()))
+        history = tuple(fields.pop("history", ()))
+        return FittedLoRA(folder, LoRAIdentity(**fields), history)
+    except (ValueError, TypeError) as error:
         raise ValueError(f"{folder / RECORD_NAME} is damaged ({error}); delete the folder and fit again") from error
 
 

@@ -115,26 +115,32 @@ class LoRAPack:
         """Let gradients reach the adapters: a backward pass inside :meth:`rows` leaves them in ``self.flat.grad``."""
         self.flat.requires_grad_(True)
 
-    def init_slot(self, slot: int, *, seed: int, scale: float) -> None:
-        """A from peft's Kaiming-uniform initialization with this seed, B zero: the adapter does nothing yet."""
+    def init_slot(self, slot: int, *, seed: int, scale: float, rank: int | None = None) -> None:
+        """A from peft's Kaiming-uniform initialization with this seed, B zero: the adapter does nothing yet.
+
+        A ``rank`` below the pack's fills the first rows of A; the others are zero, as in B, and so are all their
+        gradients.
+        """
         generator = torch.Generator().manual_seed(seed)
         self.flat.data[slot].zero_()
         self.scale[slot] = scale
         for target in self.targets:
             bound = 1 / math.sqrt(target.a_shape[1])  # kaiming_uniform_(a=√5)
-            a = torch.rand(target.a_shape, generator=generator).mul_(2 * bound).sub_(bound)
-            self.flat.data[slot, target.offset : target.a_end] = a.flatten().to(self.flat)
+            shape = (rank or self.rank, target.a_shape[1])
+            a = torch.rand(shape, generator=generator, dtype=torch.float32).mul_(2 * bound).sub_(bound)
+            self.flat.data[slot, target.offset : target.offset + a.numel()] = a.flatten().to(self.flat)
 
-    def state_dict(self, slot: int) -> dict[str, torch.Tensor]:
-        """The adapter in peft's key names (``<module>.lora_A.weight``), on the CPU, in float32."""
+    def state_dict(self, slot: int, rank: int | None = None) -> dict[str, torch.Tensor]:
+        """The adapter in peft's key names (``<module>.lora_A.weight``), on the CPU, float32; of its own ``rank``."""
+        rank = rank or self.rank
         state = {}
         for target in self.targets:
             row = self.flat.detach()[slot].float().cpu()
-            a = row[target.offset : target.a_end].view(target.a_shape).clone()
-            b = row[target.a_end : target.end].view(target.b_shape).clone()
+            a = row[target.offset : target.a_end].view(target.a_shape)[:rank].clone()
+            b = row[target.a_end : target.end].view(target.b_shape)[:, :rank].clone()
             if isinstance(target.module, nn.Conv2d):
-                a = a.view(self.rank, -1, *target.module.kernel_size)
-                b = b.view(-1, self.rank, 1, 1)
+                a = a.view(rank, -1, *target.module.kernel_size)
+                b = b.view(-1, rank, 1, 1)
             state[f"{target.name}.lora_A.weight"] = a
             state[f"{target.name}.lora_B.weight"] = b
         return state
