@@ -1,4 +1,4 @@
-"""Whole pictures with masks: what lies outside is untouched, several styles, several intervals, two ways to write it."""
+"""Whole pictures with masks: an untouched outside, several styles and intervals, two ways to write them."""
 
 import json
 from dataclasses import replace
