@@ -16,6 +16,8 @@ from world import render_scene
 
 #: NASA (public domain), Rachel Michetti (CC0), Stefan van der Walt (CC0)
 PHOTOGRAPHS = {"astronaut": data.astronaut, "coffee": data.coffee, "cat": data.chelsea}
+#: a rendered photograph whose things the embedded model can name
+SCENES = {"cottage": 9500182}
 #: style and the seed of the scene that it paints; mosaic and impasto are not in the embedded model's training
 STYLES = {"mosaic": 5, "impasto": 4, "pointillism": 0, "watercolor": 4, "hatching": 1}
 
@@ -31,6 +33,8 @@ def main() -> None:
         image = Image.fromarray(photograph())
         image.thumbnail((512, 512), Image.Resampling.LANCZOS)
         image.save(folder / f"{name}.jpg", quality=92)
+    for name, seed in SCENES.items():
+        Image.fromarray(np.uint8(render_scene(seed, 256).image * 255 + 0.5)).save(folder / f"{name}.jpg", quality=92)
     for style, seed in STYLES.items():
         painted = paint(render_scene(seed, arguments.size).image, style, seed)
         Image.fromarray(np.uint8(painted * 255 + 0.5)).save(folder / f"{style}.jpg", quality=92)

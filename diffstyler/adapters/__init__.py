@@ -1,6 +1,14 @@
 """LoRA adapters: many on one frozen model, files in and out, and a library of fitted ones."""
 
-from diffstyler.adapters.files import WEIGHTS_NAME, LoRA, LoRAFileError, lora_scale, read_lora, save_lora
+from diffstyler.adapters.files import (
+    WEIGHTS_NAME,
+    LoRA,
+    LoRAFileError,
+    lora_scale,
+    read_lora,
+    save_kohya,
+    save_lora,
+)
 from diffstyler.adapters.library import FittedLoRA, LoRAIdentity, LoRALibrary, read_record
 from diffstyler.adapters.pack import LoRAPack, Rows, pack_for
 
@@ -17,5 +25,6 @@ __all__ = [
     "pack_for",
     "read_lora",
     "read_record",
+    "save_kohya",
     "save_lora",
 ]

@@ -31,7 +31,7 @@ class AttentionMasker(Masker):
         smoothing: λ, how much of the map is spread along the picture's self-attention, 0 … 1.
         threshold: a pixel is in where the map reaches this share of its peak.
         minimum: "nothing found" where the peak, the share of a place's attention that the phrase draws, is lower. None:
-            what is known of the model (embedded: 0.38); other models then always find something.
+            what is known of the model (embedded: 0.33); other models then always find something.
         seed: of the noise.
     """
 

@@ -263,7 +263,7 @@ class FastSAMMasker(Masker):
         except OSError as error:
             got = f"reading '{self.clip}' failed ({str(error).splitlines()[0]})"
             raise ValueError(f"masker.clip: expected a CLIP model with its processor, but {got}") from error
-        return model.eval().to(self._device), processor  # pyright: ignore[reportArgumentType]
+        return model.eval().to(self._device), processor  # type: ignore[arg-type]
 
 
 def fetch_weights(name: str, folder: Path) -> Path:
