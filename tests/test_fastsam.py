@@ -266,7 +266,7 @@ def test_settings_of_the_network_act(weights):
         return len(FastSAMMasker(weights, image_size=64, **settings)._segment(PICTURE))
 
     base = count(confidence=1e-4)
-    assert 0 < count(confidence=1e-4, iou=0.1) < base
+    assert 0 < count(confidence=1e-4, iou=0.6) < base
     assert count(confidence=0.9) == 0
     wide = Image.new("RGB", (200, 100), "red")
     assert FastSAMMasker(weights, confidence=1e-4, image_size=96)._segment(wide).shape[1:] == (48, 96)
@@ -391,7 +391,7 @@ def test_fetch_checks_the_bytes(tmp_path, monkeypatch):
     release.mkdir()
     (release / "FastSAM-s.pt").write_bytes(b"weights")
     monkeypatch.setattr(fastsam, "RELEASE", release.as_uri())
-    with pytest.raises(ValueError, match=r"expected SHA-256 c9f78716\w+ of file:.*, got 9ab13aad\w+; nothing was"):
+    with pytest.raises(ValueError, match=r"expected SHA-256 c9f78716\w+ of file:.*, got 9a129038\w+; nothing was"):
         fetch_weights("FastSAM-s.pt", folder)
     assert not folder.exists()
     monkeypatch.setitem(fastsam.WEIGHTS, "FastSAM-s.pt", hashlib.sha256(b"weights").hexdigest())

@@ -84,6 +84,7 @@ class LoRAPack:
         self.scale = torch.zeros(slots, device=device, dtype=dtype)
         self._views = self._split(self.flat)
         self._rows: Rows | None = None
+        self._row_scale = self.scale.view(-1, 1, 1)
         self._handles = [
             target.module.register_forward_hook(self._hook(index)) for index, target in enumerate(self.targets)
         ]
@@ -103,13 +104,25 @@ class LoRAPack:
         """Forwards inside run under these adapters; outside, the pack does nothing. Not re-entrant."""
         assert self._rows is None, "rows() inside rows()"
         self._rows = rows
+        self._row_scale = self._scale_of(rows)
+        device = self.flat.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self.flat.dtype
         if self.flat.requires_grad and torch.is_grad_enabled():
-            self._views = self._split(self.flat)  # one split: its backward is one concatenation
+            self._views = self._split(self.flat.to(dtype))  # one cast and one split: one concatenation backward
         try:
             yield
         finally:
             self._rows = None
             self._views = self._split(self.flat.detach()) if self.flat.requires_grad else self._views
+
+    def _scale_of(self, rows: Rows) -> torch.Tensor:
+        """s of each row (R, 1, 1), or of each slot (N, 1, 1) where all slots run in order."""
+        scale = self.scale if rows.slots is None else self.scale[rows.slots]
+        if rows.strength is not None:
+            if rows.slots is None:
+                raise ValueError("strength is a row's; name the rows' slots")
+            scale = scale * rows.strength
+        return scale.view(-1, 1, 1)
 
     def train(self) -> None:
         """Let gradients reach the adapters: a backward pass inside :meth:`rows` leaves them in ``self.flat.grad``."""
@@ -186,28 +199,33 @@ class LoRAPack:
             if rows is None or target.name in rows.without:
                 return None
             a, b = self._views[index]
-            x = args[0]
-            x = x if isinstance(module, nn.Linear) else _unfold(x, module)
-            return output + _like(self._low_rank(x, a, b, rows), output)
+            if isinstance(module, nn.Linear):
+                return _add_low_rank(output, args[0], a, b, rows.slots, self._row_scale)
+            zeros = output.new_zeros(()).expand(len(output), output[0, 0].numel(), output.shape[1])
+            update = _add_low_rank(zeros, _unfold(args[0], module), a, b, rows.slots, self._row_scale)
+            return output + update.mT.reshape(output.shape)
 
         return add_lora
 
-    def _low_rank(self, x: torch.Tensor, a: torch.Tensor, b: torch.Tensor, rows: Rows) -> torch.Tensor:
-        """x (R, L, in) or (R, in) -> s B A x, (R, L, out) or (R, out)."""
-        if rows.slots is None:
-            shape = x.shape
-            x, scale = x.reshape(len(a), -1, shape[-1]), self.scale
-        else:
-            shape = x.shape
-            x = x.reshape(shape[0], -1, shape[-1])
-            a, b, scale = a[rows.slots], b[rows.slots], self.scale[rows.slots]
-        down = torch.bmm(x, a.mT.to(x.dtype))
-        up = torch.bmm(down, b.mT.to(down.dtype)).view(*shape[:-1], -1)
-        if rows.slots is None:
-            scale = scale.repeat_interleave(len(up) // len(scale))
-        if rows.strength is not None:
-            scale = scale * rows.strength
-        return up * scale.to(up.dtype).view(-1, *[1] * (up.dim() - 1))
+
+def _add_low_rank(
+    output: torch.Tensor,
+    x: torch.Tensor,
+    a: torch.Tensor,
+    b: torch.Tensor,
+    slots: torch.Tensor | None,
+    scale: torch.Tensor,
+) -> torch.Tensor:
+    """``output`` + s B A x for x (R, …, in) and output (R, …, out); s acts where the tensor is smallest, on A x.
+
+    ``slots``: the adapter of each row, or None for the N adapters in order; ``scale`` (R, 1, 1) or (N, 1, 1).
+    """
+    if slots is not None:
+        a, b = a[slots], b[slots]
+    n = len(a)
+    down = torch.bmm(x.reshape(n, -1, x.shape[-1]), a.mT.to(x.dtype)) * scale.to(x.dtype)
+    flat = output.reshape(n, -1, output.shape[-1])
+    return torch.baddbmm(flat, down.to(flat.dtype), b.mT.to(flat.dtype)).view(output.shape)
 
 
 def find_targets(model: nn.Module, config: LoraConfig) -> list[Target]:
@@ -255,8 +273,3 @@ def _unfold(x: torch.Tensor, conv: nn.Module) -> torch.Tensor:
         return x.flatten(2).mT
     patches = functional.unfold(x, conv.kernel_size, conv.dilation, conv.padding, conv.stride)  # type: ignore[arg-type]
     return patches.mT
-
-
-def _like(update: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
-    """(R, L, out) in the shape of a convolution's output where that is (R, out, H, W)."""
-    return update if update.shape == output.shape else update.mT.reshape(output.shape)
