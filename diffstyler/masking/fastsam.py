@@ -362,18 +362,20 @@ def _import_quietly() -> None:
 
 @contextmanager
 def _as_it_was() -> Iterator[None]:
-    """What ultralytics changes inside is put back: environment, patched functions, print options, trusted globals."""
+    """What ultralytics changes inside is put back: environment, patched functions, threads, printing, trusted types."""
     environment = dict(os.environ)
     import cv2
 
-    save, opener, threads, trusted = torch.save, Image.open, cv2.getNumThreads(), torch.serialization.get_safe_globals()
+    save, opener, trusted = torch.save, Image.open, torch.serialization.get_safe_globals()
+    threads, cv2_threads = torch.get_num_threads(), cv2.getNumThreads()
     with warnings.catch_warnings(), np.printoptions(), torch_printoptions():
         warnings.simplefilter("ignore")
         try:
             yield
         finally:
             torch.save, Image.open = save, opener
-            cv2.setNumThreads(threads)
+            torch.set_num_threads(threads)
+            cv2.setNumThreads(cv2_threads)
             torch.serialization.clear_safe_globals()
             torch.serialization.add_safe_globals(trusted)
             for name in os.environ.keys() - environment.keys():
