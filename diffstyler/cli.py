@@ -24,7 +24,8 @@ commands:
   fit       fit a LoRA for every style (or content) picture of a manifest
   predict   make the pictures of a manifest
   masks     show what the mask prompts of a manifest, or of one picture, find
-  demo      run both on the example pictures and the embedded model
+  demo      run them on the example pictures and the embedded model
+  fetch-fastsam  download FastSAM's weights (AGPL-3.0), for FastSAMMasker
 
 `diffstyler COMMAND --help` lists a command's options, `--print_config` its settings as YAML.
 
@@ -34,7 +35,7 @@ commands:
   diffstyler masks --content photo.jpg --mask "the house" --output_dir masks
 """
 
-COMMANDS = ("fit", "predict", "masks", "demo")
+COMMANDS = ("fit", "predict", "masks", "demo", "fetch-fastsam")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -50,8 +51,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if command not in COMMANDS:
         return _fail(f"no command '{command}'{_did_you_mean(command, COMMANDS)}; see diffstyler --help", 2)
     _quiet_imports()
+    runs = {"fit": _fit, "predict": _predict, "masks": _masks, "demo": _demo, "fetch-fastsam": _fetch_fastsam}
     try:
-        {"fit": _fit, "predict": _predict, "masks": _masks, "demo": _demo}[command](rest)
+        runs[command](rest)
     except (ValueError, RuntimeError, OSError) as error:
         if os.environ.get("DIFFSTYLER_DEBUG"):
             raise
@@ -99,6 +101,16 @@ def _masks(arguments: list[str]) -> None:
     settings = parser.instantiate(parser.parse_args(arguments)).as_dict()
     settings.pop("config")
     print(preview_masks(**settings))
+
+
+def _fetch_fastsam(arguments: list[str]) -> None:
+    from diffstyler.masking.fastsam import WEIGHTS, fetch_weights
+
+    parser = argparse.ArgumentParser("diffstyler fetch-fastsam", description=fetch_weights.__doc__)
+    parser.add_argument("name", nargs="?", default="FastSAM-s.pt", choices=WEIGHTS)
+    parser.add_argument("--folder", type=Path, default=Path(), help="where it goes (default: here)")
+    chosen = parser.parse_args(arguments)
+    print(fetch_weights(chosen.name, chosen.folder))
 
 
 def _demo(arguments: list[str]) -> None:

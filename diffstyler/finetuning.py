@@ -103,6 +103,7 @@ class LoRAFinetuner(lightning.LightningModule):
         lr_scheduler: makes the learning-rate schedule of one LoRA from its optimizer.
         gradient_clip: bound of the L2 norm of a LoRA's gradient; None = no bound.
         gradient_checkpointing: recompute activations in the backward pass: less memory, more time.
+        compile: compile the UNet with its adapters once, in the first step; slots then change without compiling again.
         checkpoint_every: steps between saved states; a killed run repeats at most so many.
         preview_steps: DDIM steps of the picture drawn from the prompt when a LoRA is done; 0 = no preview.
     """
@@ -121,6 +122,7 @@ class LoRAFinetuner(lightning.LightningModule):
         lr_scheduler: SchedulerFactory = lambda optimizer: ConstantLR(optimizer, factor=1.0),
         gradient_clip: float | None = 1.0,
         gradient_checkpointing: bool = False,
+        compile: bool = False,
         checkpoint_every: int = 50,
         preview_steps: int = 20,
     ) -> None:
@@ -143,6 +145,7 @@ class LoRAFinetuner(lightning.LightningModule):
         self.scheduler_factory = lr_scheduler
         self.gradient_clip = gradient_clip
         self.gradient_checkpointing = gradient_checkpointing
+        self.compile_unet = compile
         self.checkpoint_every = checkpoint_every
         self.preview_steps = preview_steps
         # DistributedDataParallel refuses a module without trainable parameters; LoRAs are jobs, not shared parameters
@@ -234,6 +237,8 @@ class LoRAFinetuner(lightning.LightningModule):
         dtype = torch.float64 if self.trainer.precision == "64-true" else torch.float32
         self.pack = LoRAPack(self.backbone.unet, self._pack_config(), self._width, device=self.device, dtype=dtype)
         self.pack.train()
+        if self.compile_unet:  # after the adapters' hooks are there: later ones would not be seen
+            self.backbone.unet.compile(dynamic=False)
         self.slots = [None] * self._width
         self._refill()
 
@@ -249,6 +254,7 @@ class LoRAFinetuner(lightning.LightningModule):
     def on_fit_end(self) -> None:
         if hasattr(self, "pack"):
             self.pack.detach()
+            self.backbone.unet._compiled_call_impl = None
         if not self.trainer.is_global_zero:
             return  # the first rank reports for all
         dead = [code for process in self._launched_ranks() if (code := process.wait())]
@@ -412,7 +418,7 @@ class LoRAFinetuner(lightning.LightningModule):
     def _preview(self, slot: Slot) -> Image.Image:
         """A picture drawn from the prompt, by the LoRA alone."""
         schedule = self.backbone.sampling_schedule(self.preview_steps)
-        with torch.no_grad():
+        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
             self.backbone.park_encoders(self.device)
             nothing = self.backbone.encode_prompt([""])
             generator = torch.Generator().manual_seed(slot.job.picture.seed)

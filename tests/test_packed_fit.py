@@ -8,7 +8,7 @@ from peft import LoraConfig, get_peft_model_state_dict
 from test_finetuning import finetune, pictures  # noqa: F401
 from torch.nn.functional import mse_loss
 
-from diffstyler.adapters import LoRAPack
+from diffstyler.adapters import LoRAPack, Rows
 from diffstyler.backbones import StableDiffusion
 from diffstyler.crops import Crops, FitPicture
 from diffstyler.finetuning import ATTENTION
@@ -79,3 +79,30 @@ def test_a_packed_lora_equals_pefts_own(tiny_dir, pictures, tmp_path, precision,
     assert len(errors) == 3
     assert errors[0] < bound
     assert errors[1] > 0.01
+
+
+@pytest.mark.filterwarnings(r"ignore:The \.grad attribute of a Tensor")  # Dynamo looks at every input
+def test_a_refilled_slot_compiles_nothing_again(tiny):
+    """The adapters' hooks are part of the one compiled graph, and equal the eager ones; slots are its inputs."""
+    from torch._dynamo.utils import counters
+
+    pack = LoRAPack(tiny.unet, LoraConfig(r=4, target_modules=["to_q", "to_v"]), 2)
+    pack.train()
+    latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    timesteps, prompts = torch.tensor([1, 700]), tiny.encode_prompt(["a red tree", "the sea"])
+
+    def gradient(seed: int) -> torch.Tensor:
+        for slot in range(2):
+            pack.init_slot(slot, seed=seed + slot, scale=0.5 + seed)
+        pack.flat.grad = None
+        with pack.rows(Rows(None)):
+            tiny.predict(latents, timesteps, prompts).square().sum().backward()
+        return pack.flat.grad
+
+    eager = [gradient(seed) for seed in (0, 5)]
+    counters.clear()
+    tiny.unet.compile(dynamic=False, backend="aot_eager")
+    compiled = [gradient(seed) for seed in (0, 5)]
+    torch.testing.assert_close(compiled, eager)
+    assert counters["stats"]["unique_graphs"] == 1
+    assert not counters["graph_break"]

@@ -1,56 +1,76 @@
-"""Put a folder of stylized pictures on one sheet: a row for each content, a column for each style.
+"""Put a folder of stylized pictures on two sheets: whole pictures by style, and localized ones with their masks.
 
-python tools/figure.py demo/pictures docs/demo.jpg
+python tools/figure.py demo/pictures docs/demo.jpg --localized docs/localized.jpg
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image, ImageOps
 
 from diffstyler.images import load_image
 
+GAP = 8
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="an output_dir of diffstyler predict")
     parser.add_argument("sheet", type=Path)
+    parser.add_argument("--localized", type=Path, help="where the sheet of localized pictures goes")
     parser.add_argument(
         "--styles", nargs="*", default=["impasto", "mosaic"], help="columns (file names without suffix)"
     )
     parser.add_argument("--side", type=int, default=288, help="of a picture on the sheet, in pixels")
     arguments = parser.parse_args()
     made = [json.loads(file.read_text()) for file in sorted(arguments.folder.glob("*.json"))]
-    results = {(Path(m["content"]["path"]), Path(m["regions"][0]["style"]["path"]).stem): m["result"] for m in made}
-    styles = {
-        Path(m["regions"][0]["style"]["path"]).stem: Path(m["regions"][0]["style"]["path"])
-        for m in made
-        if Path(m["regions"][0]["style"]["path"]).stem in arguments.styles
-    }
+    whole = [m for m in made if len(m["regions"]) == 1 and "mask_file" not in m["regions"][0]]
+    write(whole_pictures(arguments.folder, whole, arguments.styles), arguments.sheet, arguments.side)
+    if arguments.localized:
+        rows = [localized(arguments.folder, m) for m in made if m not in whole]
+        write(rows, arguments.localized, arguments.side)
+
+
+def whole_pictures(folder: Path, made: Sequence[dict], styles: Sequence[str]) -> list[list[Path | None]]:
+    """A row of style pictures, then a row for each content: it, and its result in each style."""
+    pictures = {Path(m["regions"][0]["style"]["path"]).stem: Path(m["regions"][0]["style"]["path"]) for m in made}
+    results = {(m["content"]["path"], Path(m["regions"][0]["style"]["path"]).stem): m["result"] for m in made}
     contents = sorted({content for content, style in results if style in styles})
-    rows: list[list[Path | None]] = [[None, *(styles[name] for name in arguments.styles)]]
-    rows += [
-        [content, *(arguments.folder / results[content, name] for name in arguments.styles)] for content in contents
-    ]
-    side, gap = arguments.side, 8
-    heights = [side // 2, *(side * 2 // 3 if is_wide(content) else side for content in contents)]
-    sheet = Image.new("RGB", (len(rows[0]) * (side + gap) - gap, sum(heights) + gap * (len(rows) - 1)), "white")
+    rows: list[list[Path | None]] = [[None, *(pictures[name] for name in styles)]]
+    return rows + [[Path(content), *(folder / results[content, name] for name in styles)] for content in contents]
+
+
+def localized(folder: Path, made: dict) -> list[Path | None]:
+    """Content, up to two regions' masks (or styles, where the whole picture changes its style on the way), result."""
+    regions = made["regions"][:2]
+    shown = [folder / r["mask_file"] if "mask_file" in r else Path(r["style"]["path"]) for r in regions]
+    return [Path(made["content"]["path"]), *shown, *[None] * (2 - len(shown)), folder / made["result"]]
+
+
+def write(rows: list[list[Path | None]], path: Path, side: int) -> None:
+    heights = [height_of(row[0], side) for row in rows]
+    width = len(rows[0]) * (side + GAP) - GAP
+    sheet = Image.new("RGB", (width, sum(heights) + GAP * (len(rows) - 1)), "white")
     top = 0
     for row, height in zip(rows, heights, strict=True):
-        for column, path in enumerate(row):
-            if path is not None:
-                sheet.paste(ImageOps.fit(load_image(path), (side, height)), (column * (side + gap), top))
-        top += height + gap
-    arguments.sheet.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(arguments.sheet, quality=90)
+        for column, picture in enumerate(row):
+            if picture is not None:
+                sheet.paste(ImageOps.fit(load_image(picture), (side, height)), (column * (side + GAP), top))
+        top += height + GAP
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sheet.save(path, quality=90)
 
 
-def is_wide(path: Path) -> bool:
-    width, height = load_image(path).size
-    return width > 1.2 * height
+def height_of(content: Path | None, side: int) -> int:
+    """Of a row: lower for the row of style pictures, and for wide contents."""
+    if content is None:
+        return side // 2
+    width, height = load_image(content).size
+    return side * 2 // 3 if width > 1.2 * height else side
 
 
 if __name__ == "__main__":

@@ -1,0 +1,191 @@
+"""How fast LoRAs are fitted: a peft loop, as the usual example scripts train, beside diffstyler with packs.
+
+python tools/bench_fit.py --model embedded --packs 1 2 4 8
+python tools/bench_fit.py --model sd15 --precision bf16-mixed --packs 1 2 4 8 16 32 --steps 20
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from bench_models import build, forward_flops, matrix_rate, peak_memory, wait
+from peft import LoraConfig
+from PIL import Image
+
+from diffstyler.backbones import Backbone
+from diffstyler.crops import Crops
+from diffstyler.data import FitData
+from diffstyler.finetuning import ATTENTION, LoRAFinetuner
+
+LORA_STEPS = 200  # of one LoRA, for the column "LoRAs an hour"
+BACKWARD = 1.13  # of the forward's operations: gradients of activations through a frozen base, and the adapters' own
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--model", default="embedded", help="embedded, a directory, or sd15, sd21, sdxl (random weights)"
+    )
+    parser.add_argument("--packs", type=int, nargs="*", default=[1, 2, 4, 8])
+    parser.add_argument("--resolution", type=int, help="of the crops, in pixels; default: the model's")
+    parser.add_argument("--rank", type=int, default=16)
+    parser.add_argument("--batch_size", type=int, default=1, help="rows of each LoRA in a step")
+    parser.add_argument("--precision", default="32-true", choices=["32-true", "bf16-mixed"])
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--warmup", type=int, default=5)
+    parser.add_argument("--compile", action="store_true", help="also with model.compile")
+    options = parser.parse_args()
+    quiet()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = torch.bfloat16 if options.precision == "bf16-mixed" else torch.float32
+    backbone = build(options.model).load(dtype).to(device)
+    options.resolution = options.resolution or backbone.resolution
+    size, channels = options.resolution // 8, backbone.unet.config["in_channels"]  # type: ignore[index]
+    flops = (1 + BACKWARD) * forward_flops(backbone, size, channels) * options.batch_size
+    rate = matrix_rate(device, dtype)
+    card = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    facts = [options.model, f"{options.resolution} px", f"rank {options.rank}", options.precision, card]
+    facts += [f"torch {torch.__version__}", f"matrix product {rate / 1e12:.2f} TFLOP/s"]
+    print(", ".join(facts), f"{flops / 1e12:.3f} TFLOP a step\n", sep=", ")
+    columns = ("", "ms a step", "adapter-steps/s", "LoRAs an hour", "peak memory", "of the matrix rate")
+    print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
+    baseline = line("peft, one at a time", 1, peft_loop(backbone, options, device), flops, rate, device)
+    for compiled in (False, True) if options.compile else (False,):
+        for width in options.packs:
+            label = f"diffstyler, {width} at once{', compiled' if compiled else ''}"
+            seconds = packed(backbone, width, options, device, compiled)
+            speed = line(label, width, seconds, flops, rate, device)
+            print(f"<!-- {speed / baseline:.2f} times the peft loop -->", flush=True)
+
+
+def line(label: str, width: int, seconds: float, flops: float, rate: float, device: torch.device) -> float:
+    """Print one row of the table; returns its adapter-steps a second."""
+    speed = width / seconds
+    share = speed * flops / rate
+    cells = [label, f"{1000 * seconds:.0f}", f"{speed:.2f}", f"{3600 * speed / LORA_STEPS:.0f}", peak_memory(device)]
+    print(f"| {' | '.join(cells)} | {share:.0%} |", flush=True)
+    return speed
+
+
+def peft_loop(backbone: Backbone, options: argparse.Namespace, device: torch.device) -> float:
+    """Seconds a step of one adapter added by diffusers and peft, with AdamW and autocast."""
+    unet: Any = backbone.unet
+    unet.add_adapter(LoraConfig(r=options.rank, lora_alpha=options.rank, target_modules=list(ATTENTION)), "bench")
+    parameters = [p for p in unet.parameters() if p.requires_grad]
+    for parameter in parameters:
+        parameter.data = parameter.data.float()
+    optimizer = torch.optim.AdamW(parameters, lr=2e-4, weight_decay=1e-2)
+    channels, size = unet.config["in_channels"], options.resolution // 8
+    clean, prompt = torch.randn(16, channels, size, size, device=device), backbone.encode_prompt(["a"])
+    alphas = backbone.alphas_cumprod.float().to(device)
+    unet.train()
+
+    def step() -> None:
+        rows = torch.randint(16, (options.batch_size,), device=device)
+        timesteps = torch.randint(1000, (options.batch_size,), device=device)
+        noise = torch.randn_like(clean[rows])
+        alpha = alphas[timesteps].view(-1, 1, 1, 1)
+        noisy = alpha.sqrt() * clean[rows] + (1 - alpha).sqrt() * noise
+        with torch.autocast(device.type, torch.bfloat16, enabled=options.precision == "bf16-mixed"):
+            prompts = type(prompt)(prompt.tokens.expand(options.batch_size, -1, -1))
+            loss = torch.nn.functional.mse_loss(backbone.predict(noisy, timesteps, prompts).float(), noise)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        loss.item()  # as the example scripts do for their progress bar
+
+    reset(device)
+    for _ in range(options.warmup):
+        step()
+    wait(device)
+    began = time.perf_counter()
+    for _ in range(options.steps):
+        step()
+    wait(device)
+    seconds = (time.perf_counter() - began) / options.steps
+    unet.eval()
+    unet.unload_lora()
+    unet.requires_grad_(False)
+    return seconds
+
+
+def packed(backbone: Backbone, width: int, options: argparse.Namespace, device: torch.device, compiled: bool) -> float:
+    """Seconds a step of diffstyler's own fit, through its Trainer, with ``width`` LoRAs at once."""
+    clock = Clock(options.warmup, options.steps, device)
+    with tempfile.TemporaryDirectory() as folder, noise_pictures(Path(folder), width, options.resolution) as pictures:
+        more = {"compile": True} if compiled else {}
+        finetuner = LoRAFinetuner(
+            backbone,
+            lora_dir=Path(folder) / "loras",
+            rank=options.rank,
+            batch_size=options.batch_size,
+            preview_steps=0,
+            checkpoint_every=10**6,
+            **more,  # type: ignore[arg-type]
+        )
+        trainer = lightning.Trainer(
+            max_steps=options.warmup + options.steps + 1,
+            precision=options.precision,
+            accelerator="auto",
+            devices=1,
+            callbacks=[clock],
+            logger=False,
+            enable_checkpointing=False,
+            enable_model_summary=False,
+            enable_progress_bar=False,
+        )
+        crops = Crops(crop_size=options.resolution, count=2)
+        reset(device)
+        trainer.fit(finetuner, datamodule=FitData(pictures=pictures, pack_size=width, crops=crops))
+    return clock.seconds
+
+
+class Clock(lightning.Callback):
+    """Times the steps after ``warmup`` ones; the last step of a LoRA, which writes its file, is not among them."""
+
+    def __init__(self, warmup: int, steps: int, device: torch.device) -> None:
+        self.warmup, self.steps, self.device = warmup, steps, device
+        self.began = self.seconds = 0.0
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: int, batch_idx: int) -> None:
+        if batch_idx == self.warmup:
+            wait(self.device)
+            self.began = time.perf_counter()
+        if batch_idx == self.warmup + self.steps:
+            wait(self.device)
+            self.seconds = (time.perf_counter() - self.began) / self.steps
+
+
+@contextmanager
+def noise_pictures(folder: Path, count: int, side: int) -> Iterator[list[Path]]:
+    paths = [folder / f"{index}.png" for index in range(count)]
+    for path in paths:
+        Image.effect_noise((side, side), 90).convert("RGB").save(path)
+    yield paths
+
+
+def reset(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+
+def quiet() -> None:
+    warnings.filterwarnings("ignore")
+    for name in ("lightning.pytorch", "lightning.fabric", "diffusers", "xformers"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+if __name__ == "__main__":
+    main()
