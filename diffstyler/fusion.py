@@ -81,7 +81,8 @@ class FuseNoise(Fusion):
     def latent_mask(self, mask: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
         if not self.hard_masks:
             return super().latent_mask(mask, size)
-        return (functional.interpolate(mask[None, None], size, mode="bilinear")[0, 0] > 0).float()
+        levels = 255 * functional.interpolate(mask[None, None], size, mode="bilinear")[0, 0]
+        return (levels >= 0.5).float()  # the authors resize 8-bit pictures: less than half a level is 0
 
 
 class FuseClean(Fusion):

@@ -1,5 +1,8 @@
 """UNets of public models' shapes with random weights, behind the interface that fit and predict use."""
 
+# diffusers and nn.Module annotate few of their attributes
+# pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportCallIssue=false
+
 from __future__ import annotations
 
 import torch
