@@ -6,8 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch.nn import functional
 
 from diffstyler.images import fit_size, load_image, to_tensor
+
+MIN_SHARE = 0.5  # a crop holds at least this share of the mask that the picture holds on average
+MAX_TRIES = 50  # for each crop
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,8 @@ class Crops:
 class FitPicture:
     """A picture that gets a LoRA: ``sha256`` identifies its pixels, ``prompt`` describes it, ``seed`` fixes the fit.
 
-    ``role`` is "style" or "content"; the others are this LoRA's own settings, None = the run's.
+    ``mask`` is a mask prompt: only this part of the picture is learned. ``role`` is "style" or "content"; the others
+    are this LoRA's own settings, None = the run's.
     """
 
     path: Path
@@ -50,26 +55,41 @@ class FitPicture:
     rank: int | None = None
     alpha: int | None = None
     gradient_clip: float | None = None
+    mask: str = "everything"
 
-    def crops(self, settings: Crops, *, resolution: int, multiple: int) -> torch.Tensor:
+    def crops(
+        self, settings: Crops, *, resolution: int, multiple: int, mask: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Square crops (count, 3, S, S) in [-1, 1], S a multiple of ``multiple`` pixels; the same for the same seed.
 
         Args:
             settings: how to crop.
             resolution: what ``settings.resolution`` = None stands for.
             multiple: of the model.
+            mask: (H, W) in [0, 1] at the picture's size: only this part of it is to be learned.
+
+        Returns:
+            The crops, and the mask's (count, 1, S, S), each of which holds some of it; None without a mask.
         """
         short = settings.resolution or resolution
         image = load_image(self.path)
         pixels = to_tensor(image, fit_size(image.size, short, multiple))
         side = min((settings.crop_size or short) // multiple * multiple or multiple, *pixels.shape[1:])
         generator = torch.Generator().manual_seed(self.seed)
-        crops = []
-        for index in range(settings.count):
+        if mask is not None:
+            mask = functional.interpolate(mask[None, None], pixels.shape[1:], mode="area")[0]
+            pixels = torch.cat([pixels, mask])
+        crops: list[torch.Tensor] = []
+        for _ in range(MAX_TRIES * settings.count):
             y, x = (_randint(length - side + 1, generator) for length in pixels.shape[1:])
             crop = pixels[:, y : y + side, x : x + side]
-            crops.append(crop.flip(-1) if settings.flip and index % 2 else crop)
-        return torch.stack(crops)
+            if mask is None or crop[3].mean() >= MIN_SHARE * mask.mean():
+                crops.append(crop.flip(-1) if settings.flip and len(crops) % 2 else crop)
+            if len(crops) == settings.count:
+                break
+        assert crops, "some place holds at least the mean"
+        stacked = torch.stack(crops)
+        return stacked[:, :3], stacked[:, 3:] if mask is not None else None
 
 
 def _randint(high: int, generator: torch.Generator) -> int:

@@ -14,6 +14,8 @@ from diffstyler.crops import Crops, FitPicture
 from diffstyler.fit_manifest import ROLES, FitRow, read_fit_manifest
 from diffstyler.images import is_picture, load_image, picture_sha256
 from diffstyler.manifest import read_manifest
+from diffstyler.mask_prompt import parse_mask_prompt
+from diffstyler.masking import check_prompt
 from diffstyler.types import Triple
 
 
@@ -64,18 +66,19 @@ class FitData(lightning.LightningDataModule):
 
     def setup(self, stage: str) -> None:
         """Read the manifest and find the distinct pictures, by their pixels."""
-        named = [(path, "") for path in self.paths]
+        named = [(path, "", "everything") for path in self.paths]
         if self.manifest is not None:
             named += [pair for triple in read_manifest(self.manifest) for pair in self._of(triple)]
-        distinct: dict[str, FitPicture] = {}
-        seen: set[Path] = set()
-        for path, content_prompt in named:
-            if path.resolve() in seen:
+        distinct: dict[tuple[str, str], FitPicture] = {}
+        seen: set[tuple[Path, str]] = set()
+        for path, content_prompt, mask in named:
+            if (path.resolve(), mask) in seen:
                 continue
-            seen.add(path.resolve())
+            seen.add((path.resolve(), mask))
+            check_prompt(parse_mask_prompt(mask), path)
             sha256 = picture_sha256(load_image(path))
             prompt = self.prompt.replace("{content_prompt}", content_prompt).strip(" ,")
-            distinct.setdefault(sha256, FitPicture(path, sha256, prompt, self.seed, self.role))
+            distinct.setdefault((sha256, mask), FitPicture(path, sha256, prompt, self.seed, self.role, mask=mask))
         rows = read_fit_manifest(self.jobs) if self.jobs is not None else []
         self.pictures = [*distinct.values(), *map(self._of_row, rows)]
 
@@ -88,10 +91,12 @@ class FitData(lightning.LightningDataModule):
         """Step numbers for as long as a LoRA is under way; each LoRA draws its own rows."""
         return UntilDone(self.trainer.lightning_module)  # type: ignore[union-attr]
 
-    def _of(self, triple: Triple) -> list[tuple[Path, str]]:
+    def _of(self, triple: Triple) -> list[tuple[Path, str, str]]:
+        """Each picture of a row with the content's prompt, and the part of the picture that is to be learned."""
         if self.role == "content":
-            return [(triple.content, triple.content_prompt)]
-        return [(region.style, triple.content_prompt) for region in triple.regions if is_picture(region.style)]
+            return [(triple.content, triple.content_prompt, "everything")]
+        styles = [region for region in triple.regions if is_picture(region.style)]
+        return [(region.style, triple.content_prompt, region.style_mask) for region in styles]
 
 
 class Worker(Protocol):

@@ -16,6 +16,7 @@ import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from peft import LoraConfig
 from PIL import Image
+from torch.nn import functional
 from torch.optim.lr_scheduler import ConstantLR
 from torch.utils.tensorboard import SummaryWriter
 
@@ -24,8 +25,10 @@ from diffstyler.backbones import Backbone, StableDiffusion
 from diffstyler.crops import Crops, FitPicture
 from diffstyler.denoiser import Denoiser, one_thread
 from diffstyler.farm import Farm
-from diffstyler.images import to_image, to_tensor
+from diffstyler.images import file_sha256, load_image, to_image, to_tensor
 from diffstyler.losses import DiffusionLoss, Noised, NoiseLoss
+from diffstyler.mask_prompt import Everything, File, parse_mask_prompt
+from diffstyler.masking import AttentionMasker, Masker, find_masks
 from diffstyler.progress import FitProgress
 from diffstyler.report import write_lora_report
 from diffstyler.sampling import Region, generate
@@ -105,6 +108,7 @@ class LoRAFinetuner(lightning.LightningModule):
         gradient_checkpointing: recompute activations in the backward pass: less memory, more time.
         compile: compile the UNet with its adapters once, in the first step; slots then change without compiling again.
         checkpoint_every: steps between saved states; a killed run repeats at most so many.
+        masker: finds the part of a picture that is to be learned, where one is asked for.
         preview_steps: DDIM steps of the picture drawn from the prompt when a LoRA is done; 0 = no preview.
     """
 
@@ -124,6 +128,7 @@ class LoRAFinetuner(lightning.LightningModule):
         gradient_checkpointing: bool = False,
         compile: bool = False,
         checkpoint_every: int = 50,
+        masker: Masker | None = None,
         preview_steps: int = 20,
     ) -> None:
         super().__init__()
@@ -147,6 +152,7 @@ class LoRAFinetuner(lightning.LightningModule):
         self.gradient_checkpointing = gradient_checkpointing
         self.compile_unet = compile
         self.checkpoint_every = checkpoint_every
+        self.masker = masker if masker is not None else AttentionMasker()
         self.preview_steps = preview_steps
         # DistributedDataParallel refuses a module without trainable parameters; LoRAs are jobs, not shared parameters
         self.anchor = torch.nn.Parameter(torch.zeros(1))
@@ -175,7 +181,7 @@ class LoRAFinetuner(lightning.LightningModule):
         num_train_timesteps = len(self.backbone.alphas_cumprod)
         draws = {slot.index: slot.draw(self.batch_size, num_train_timesteps) for slot in self._busy()}
         some = next(iter(draws.values()))
-        idle = Draw(torch.zeros_like(some.clean), torch.zeros_like(some.noise), torch.zeros_like(some.timesteps))
+        idle = Draw(*map(torch.zeros_like, (some.clean, some.noise, some.timesteps, some.mask)))
         rows = [draws.get(index, idle) for index in range(len(self.slots))]
         empty = next(self._busy()).prompt
         prompts = [slot.prompt if slot else empty for slot in self.slots for _ in range(self.batch_size)]
@@ -183,7 +189,9 @@ class LoRAFinetuner(lightning.LightningModule):
         clean, noise = torch.cat([row.clean for row in rows]), torch.cat([row.noise for row in rows])
         dtype = self.pack.flat.dtype
         alphas = self.backbone.alphas_cumprod.to(self.device)[timesteps].to(dtype).view(-1, 1, 1, 1)
-        noised = Noised(clean.to(dtype), noise.to(dtype), alphas, self.backbone.prediction_type)
+        masked = any(slot.masks is not None for slot in self._busy())
+        mask = torch.cat([row.mask for row in rows]).to(dtype) if masked else None
+        noised = Noised(clean.to(dtype), noise.to(dtype), alphas, self.backbone.prediction_type, mask)
         return noised, timesteps, PromptEmbeds.cat(prompts)
 
     def _update(self, losses: torch.Tensor) -> None:
@@ -318,9 +326,18 @@ class LoRAFinetuner(lightning.LightningModule):
             "loss": _describe(self.loss),
             **self._optimizer_settings(picture.learning_rate),
             "gradient_clip": picture.gradient_clip or self.gradient_clip,
+            **self._mask_settings(picture),
             "precision": str(self.trainer.precision),
         }
         return LoRAIdentity(picture.role, picture.path.stem, picture.sha256, self.backbone.fingerprint(), settings)
+
+    def _mask_settings(self, picture: FitPicture) -> dict:
+        """Which part of the picture is learned; nothing where all of it is."""
+        prompt = parse_mask_prompt(picture.mask)
+        if isinstance(prompt, Everything):
+            return {}
+        files = [file_sha256(node.path) for node in prompt.walk() if isinstance(node, File)]
+        return {"mask": picture.mask, "mask_files": files, "masker": self.masker.settings}
 
     def _jobs(self) -> list[FitJob]:
         """One for each picture, done or not."""
@@ -356,11 +373,14 @@ class LoRAFinetuner(lightning.LightningModule):
 
     def _open(self, job: FitJob, index: int, history: Sequence[str] = ()) -> Slot:
         """Encode the picture and its prompt once; then the encoders leave the device again."""
-        pixels = job.picture.crops(
-            self._data.crops, resolution=self.backbone.resolution, multiple=self.backbone.size_multiple
-        )
         with torch.no_grad():
             self.backbone.park_encoders(self.device)
+            pixels, masks = job.picture.crops(
+                self._data.crops,
+                resolution=self.backbone.resolution,
+                multiple=self.backbone.size_multiple,
+                mask=self._find_mask(job.picture),
+            )
             latents = torch.cat([self.backbone.encode_image(crop[None].to(self.device)) for crop in pixels])
             prompt = self.backbone.encode_prompt([job.picture.prompt])
             self.backbone.park_encoders("cpu")
@@ -374,12 +394,21 @@ class LoRAFinetuner(lightning.LightningModule):
             self.scheduler_factory,
             loss_scale=LossScale(2.0**15, dynamic=True) if self.trainer.precision == "16-mixed" else LossScale(),
             history=history,
+            masks=None if masks is None else functional.interpolate(masks, latents.shape[2:], mode="area").to(latents),
         )
         state = self.library.state_file(job.identity)
         if state.is_file():
             slot.restore(state)
             log.info("%s goes on from step %d", job.identity.name, slot.step)
         return slot
+
+    def _find_mask(self, picture: FitPicture) -> torch.Tensor | None:
+        prompt = parse_mask_prompt(picture.mask)
+        if isinstance(prompt, Everything):
+            return None
+        with torch.compiler.set_stance("force_eager"):
+            self.masker.setup(self.backbone)
+            return find_masks(self.masker, load_image(picture.path), [prompt])[0]
 
     def _finish(self, slot: Slot) -> None:
         identity, picture = slot.job.identity, slot.job.picture

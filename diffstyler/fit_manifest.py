@@ -10,8 +10,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from diffstyler.mask_prompt import parse_mask_prompt, with_files_from
+
 ROLES = ("style", "content")
-COLUMNS = ("picture", "role", "prompt", "seed", "steps", "learning_rate", "rank", "alpha", "gradient_clip")
+COLUMNS = ("picture", "role", "prompt", "seed", "steps", "learning_rate", "rank", "alpha", "gradient_clip", "mask")
 
 
 class FitManifestError(ValueError):
@@ -31,6 +33,7 @@ class FitRow:
     rank: int | None = None
     alpha: int | None = None
     gradient_clip: float | None = None
+    mask: str | None = None
 
 
 def read_fit_manifest(path: Path) -> list[FitRow]:
@@ -113,6 +116,8 @@ def _parse(folder: Path, name: str, text: str) -> object:
         raise ValueError("'style' or 'content'")
     if name in {"role", "prompt"}:
         return text
+    if name == "mask":
+        return str(with_files_from(parse_mask_prompt(text), folder))
     if name in {"learning_rate", "gradient_clip"}:
         number = _number(text)
         if not 0 < number < math.inf:

@@ -46,8 +46,8 @@ class AdapterShelf:
         self.pack: LoRAPack | None = None
         self._packed: tuple[Path, ...] = ()
         self._files: dict[Path, AdapterFile] = {}
-        self._styles: dict[Path, AdapterFile] = {}
-        self._pictures: dict[tuple[str, str], AdapterFile] = {}
+        self._styles: dict[tuple[Path, str], AdapterFile] = {}
+        self._pictures: dict[tuple[str, str, str], AdapterFile] = {}
 
     def find(self, triples: Sequence[Triple], content_lora: str, manifest: Path | None) -> None:
         """Resolve every style (and content) picture to its LoRA file; read and check each once.
@@ -57,12 +57,12 @@ class AdapterShelf:
             ValueError: a LoRA file is damaged, or several LoRAs fit one picture.
         """
         missing: dict[str, list[Path]] = {}
-        for path in dict.fromkeys(region.style for triple in triples for region in triple.regions):
-            adapter = self._read(path) if not is_picture(path) else self._look_up("style", path)
+        for path, mask in dict.fromkeys((r.style, r.style_mask) for triple in triples for r in triple.regions):
+            adapter = self._read(path) if not is_picture(path) else self._look_up("style", path, mask)
             if adapter is None:
                 missing.setdefault("style", []).append(path)
             else:
-                self._styles[path] = adapter
+                self._styles[path, mask] = adapter
         if content_lora != "off":
             for path in _readable(dict.fromkeys(triple.content for triple in triples)):
                 if self._look_up("content", path) is None and content_lora == "required":
@@ -70,13 +70,13 @@ class AdapterShelf:
         if missing:
             raise MissingLoRAError(self._missing_text(missing, manifest))
 
-    def style(self, path: Path) -> AdapterFile:
-        """The LoRA of a style picture, or of the path that names it."""
-        return self._styles[path]
+    def style(self, path: Path, mask: str = "everything") -> AdapterFile:
+        """The LoRA of this part of a style picture, or of the path that names the LoRA."""
+        return self._styles[path, mask]
 
     def content(self, sha256: str) -> AdapterFile | None:
         """The LoRA of a content picture, None where it has none."""
-        return self._pictures.get(("content", sha256))
+        return self._pictures.get(("content", sha256, "everything"))
 
     def load(self, wanted: set[Path], device: torch.device) -> None:
         """Bring these LoRA files into the pack; its rank and modules are those of the whole run."""
@@ -101,15 +101,16 @@ class AdapterShelf:
             self.pack.detach()
         self.pack, self._packed = None, ()
 
-    def _look_up(self, role: str, picture: Path) -> AdapterFile | None:
+    def _look_up(self, role: str, picture: Path, mask: str = "everything") -> AdapterFile | None:
         sha256 = picture_sha256(load_image(picture))
-        if (role, sha256) in self._pictures:
-            return self._pictures[(role, sha256)]
+        if (role, sha256, mask) in self._pictures:
+            return self._pictures[(role, sha256, mask)]
         model = self.backbone.fingerprint()
         found = [
             entry
             for entry in self.library.entries()
             if (entry.identity.role, entry.identity.picture, entry.identity.model) == (role, sha256, model)
+            and entry.identity.settings.get("mask", "everything") == mask
         ]
         if len(found) > 1:
             names = ", ".join(str(entry.folder) for entry in found)
@@ -119,7 +120,7 @@ class AdapterShelf:
             )
         if not found:
             return None
-        self._pictures[(role, sha256)] = adapter = self._read(found[0].folder)
+        self._pictures[(role, sha256, mask)] = adapter = self._read(found[0].folder)
         return adapter
 
     def _read(self, path: Path) -> AdapterFile:

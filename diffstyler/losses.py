@@ -16,6 +16,17 @@ class Noised:
     noise: torch.Tensor
     alphas: torch.Tensor
     prediction_type: str
+    #: (R, 1, h, w) in [0, 1]: the cells that count; None = all of them
+    mask: torch.Tensor | None = None
+
+    def mean(self, error: torch.Tensor) -> torch.Tensor:
+        """Of an error (R, C, h, w) over the cells that count, one value a row; 0 where none does."""
+        if self.mask is None:
+            return error.mean((1, 2, 3))
+        weights = (error.shape[1] * self.mask.sum((1, 2, 3))).clamp(min=1e-8)
+        masked = (error * self.mask).sum((1, 2, 3)) / weights
+        # a row without a mask does not depend on whether another row has one
+        return torch.where(self.mask.amin((1, 2, 3)) == 1, error.mean((1, 2, 3)), masked)
 
     @property
     def latents(self) -> torch.Tensor:
@@ -48,7 +59,7 @@ class NoiseLoss(DiffusionLoss):
     """‖ε − ε(z_t)‖² (Ho et al. 2020, eq. 14), or the same on v where the model predicts v."""
 
     def __call__(self, output: torch.Tensor, noised: Noised) -> torch.Tensor:
-        return (output - noised.target).square().mean((1, 2, 3))
+        return noised.mean((output - noised.target).square())
 
 
 class CleanLoss(DiffusionLoss):
@@ -64,7 +75,7 @@ class CleanLoss(DiffusionLoss):
         self.max_weight = max_weight
 
     def __call__(self, output: torch.Tensor, noised: Noised) -> torch.Tensor:
-        error = (noised.predicted_clean(output) - noised.clean).square().mean((1, 2, 3))
+        error = noised.mean((noised.predicted_clean(output) - noised.clean).square())
         if noised.prediction_type != "epsilon":
             return error
         weight = (1 - noised.alphas) / noised.alphas
@@ -82,4 +93,4 @@ class MinSNRLoss(DiffusionLoss):
     def __call__(self, output: torch.Tensor, noised: Noised) -> torch.Tensor:
         snr = (noised.alphas / (1 - noised.alphas)).flatten()
         norm = snr if noised.prediction_type == "epsilon" else snr + 1
-        return (output - noised.target).square().mean((1, 2, 3)) * snr.clamp(max=self.gamma) / norm
+        return noised.mean((output - noised.target).square()) * snr.clamp(max=self.gamma) / norm

@@ -22,7 +22,7 @@ from diffstyler.types import StyleRegion, Triple
 
 REGION_COLUMNS = (
     "style", "mask", "prompt", "negative_prompt", "strength", "guidance_scale", "start", "stop",
-    "inject_features", "inject_attention",
+    "inject_features", "inject_attention", "style_mask",
 )  # fmt: skip
 COLUMNS = ("content", *REGION_COLUMNS, "id", "content_prompt", "seed")
 REQUIRED = ("content", "style")
@@ -42,8 +42,8 @@ def read_manifest(path: Path) -> tuple[Triple, ...]:
     Columns: ``content`` and ``style`` (paths, relative to the manifest's folder), and optionally ``id``,
     ``content_prompt``, ``seed`` (0 … 2^63-1), ``mask``, ``prompt``, ``negative_prompt``, ``strength`` (0 … 2),
     ``guidance_scale`` (>= 0), ``start`` and ``stop`` (1 >= start > stop >= 0), ``inject_features`` and
-    ``inject_attention`` (0 … 1). Empty, null and absent all mean
-    "not given". Rows with the same ``id`` are regions of one picture, in row order; JSON Lines and Parquet may
+    ``inject_attention`` (0 … 1), and ``style_mask``, a mask prompt on the style picture. Empty, null and absent all
+    mean "not given". Rows with the same ``id`` are regions of one picture, in row order; JSON Lines and Parquet may
     nest them as ``regions: [{style, mask, …}]`` instead.
 
     Raises:
@@ -115,17 +115,17 @@ class _Cells:
             return value
         return self.fail(column, f"expected text, got {_shown(value)}")
 
-    def mask(self) -> str | None:
-        """The prompt in its canonical form, its files found."""
-        if (written := self.text("mask")) is None:
+    def mask(self, column: str) -> str | None:
+        """The mask prompt in its canonical form, its files found."""
+        if (written := self.text(column)) is None:
             return None
         try:
             prompt = with_files_from(parse_mask_prompt(written), self.folder)
         except MaskPromptError as error:
-            return self.fail("mask", str(error))
+            return self.fail(column, str(error))
         for file in (node.path for node in prompt.walk() if isinstance(node, File)):
             if not file.is_file():
-                return self.fail("mask", f"no such mask file (looked for {file.absolute()})")
+                return self.fail(column, f"no such mask file (looked for {file.absolute()})")
         return str(prompt)
 
     def number_in(self, column: str, low: float, high: float) -> float | None:
@@ -190,7 +190,9 @@ def _read_region(cells: _Cells) -> StyleRegion | None:
     fractions = dict.fromkeys(("start", "stop", "inject_features", "inject_attention"), (0, 1))
     ranges = {"strength": (0, 2), "guidance_scale": (0, math.inf), **fractions}
     texts = {name: cells.text(name) for name in ("prompt", "negative_prompt")}
-    given = {"mask": cells.mask(), **texts, **{name: cells.number_in(name, *bounds) for name, bounds in ranges.items()}}
+    masks = {name: cells.mask(name) for name in ("mask", "style_mask")}
+    numbers = {name: cells.number_in(name, *bounds) for name, bounds in ranges.items()}
+    given = {**masks, **texts, **numbers}
     if style is None or len(cells.report.problems) > problems_before:
         return None
     region = StyleRegion(style, **{name: value for name, value in given.items() if value is not None})

@@ -46,11 +46,12 @@ class FitJob:
 
 @dataclass(frozen=True)
 class Draw:
-    """One step's rows of a slot: ``clean`` and ``noise`` (b, C, h, w), ``timesteps`` (b,) int64."""
+    """One step's rows of a slot: ``clean``, ``noise`` (b, C, h, w), ``timesteps`` (b,) int64, ``mask`` (b, 1, h, w)."""
 
     clean: torch.Tensor
     noise: torch.Tensor
     timesteps: torch.Tensor
+    mask: torch.Tensor
 
 
 class NonFiniteLossError(ArithmeticError):
@@ -100,6 +101,7 @@ class Slot:
     weights: torch.nn.Parameter  # (P,), the pack's row
     loss_scale: LossScale
     history: list[str] = field(default_factory=list)  # what happened on the way, for its record
+    masks: torch.Tensor | None = None  # (crops, 1, h, w), the cells that are learned; None = all
     step: int = 0
     losses: list[float] = field(default_factory=list)
 
@@ -114,7 +116,13 @@ class Slot:
         timesteps = torch.randint(num_train_timesteps, (batch_size,), generator=generator)
         noise = torch.randn((batch_size, *self.latents.shape[1:]), generator=generator, dtype=torch.float32)
         device = self.latents.device
-        return Draw(self.latents[crops.to(device)], noise.to(device), timesteps.to(device))
+        rows = crops.to(device)
+        return Draw(self.latents[rows], noise.to(device), timesteps.to(device), self._mask_of(rows))
+
+    def _mask_of(self, crops: torch.Tensor) -> torch.Tensor:
+        if self.masks is not None:
+            return self.masks[crops]
+        return self.latents.new_ones(len(crops), 1, *self.latents.shape[2:])
 
     def gradient_norm(self) -> torch.Tensor:
         """Take this LoRA's gradient from the pack -> its L2 norm, a scalar on the device."""
@@ -186,6 +194,7 @@ def open_slot(
     *,
     loss_scale: LossScale,
     history: Sequence[str] = (),
+    masks: torch.Tensor | None = None,
 ) -> Slot:
     """Start a LoRA in row ``index`` of the pack, with an optimizer of its own on that row alone.
 
@@ -196,7 +205,7 @@ def open_slot(
     own = optimizer([weights])
     for group in own.param_groups:
         group["lr"] = (job.learning_rate or group["lr"]) * RETRY_FACTOR ** len(history)
-    return Slot(job, index, pack, latents, prompt, own, lr_scheduler(own), weights, loss_scale, list(history))
+    return Slot(job, index, pack, latents, prompt, own, lr_scheduler(own), weights, loss_scale, list(history), masks)
 
 
 def _mix(seed: int, step: int) -> int:

@@ -291,7 +291,7 @@ class Stylizer(lightning.LightningModule):
         return Work(triple, image, size, sha256, self.shelf.content(sha256), styles, self._settings(styles))
 
     def _style(self, triple: Triple, region: StyleRegion) -> Style:
-        adapter = self.shelf.style(region.style)
+        adapter = self.shelf.style(region.style, region.style_mask)
         prompt = region.prompt
         if prompt is None:
             prompt = self.prompt.replace("{lora_prompt}", adapter.prompt).replace(

@@ -12,10 +12,11 @@ import torch
 class StyleRegion:
     """One style for one part of a picture, as the manifest states it.
 
-    ``mask`` is a mask prompt (see ``mask_prompt``). ``strength`` scales the style LoRA (0 = base model, 1 = as fitted;
-    0 … 2). ``start`` and ``stop`` bound the part of the denoising in which the style acts, as fractions of the noise
-    level: 1 = pure noise, 0 = the finished picture. ``inject_features`` and ``inject_attention`` are the fractions of
-    the steps in which the content steers this style. ``None`` means "the default of the run".
+    ``mask`` is a mask prompt (see ``mask_prompt``) on the content; ``style_mask`` one on the style picture, for the
+    part of it that the LoRA learns. ``strength`` scales the style LoRA (0 = base model, 1 = as fitted; 0 … 2).
+    ``start`` and ``stop`` bound the part of the denoising in which the style acts, as fractions of the noise level: 1 =
+    pure noise, 0 = the finished picture. ``inject_features`` and ``inject_attention`` are the fractions of the steps in
+    which the content steers this style. ``None`` means "the default of the run".
     """
 
     style: Path
@@ -28,6 +29,7 @@ class StyleRegion:
     stop: float = 0.0
     inject_features: float | None = None
     inject_attention: float | None = None
+    style_mask: str = "everything"
 
 
 @dataclass(frozen=True)

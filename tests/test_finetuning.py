@@ -253,3 +253,33 @@ def test_bitsandbytes_optimizer(tiny_dir, pictures, tmp_path):
 def test_steps_must_be_given(tiny_dir, pictures, tmp_path):
     with pytest.raises(ValueError, match=r"trainer\.max_steps"):
         finetune(tiny_dir, tmp_path / "loras", pictures[:1], steps=-1)
+
+
+def test_a_mask_changes_what_is_learned_and_not_the_neighbor(tiny_dir, tmp_path, pictures):
+    rows = [{"picture": str(path)} for path in pictures[:2]]
+    fitted = {}
+    for name, mask in {"whole": "everything", "part": "box: 0,0,24,64"}.items():
+        jobs = tmp_path / f"{name}.jsonl"
+        jobs.write_text("\n".join(map(json.dumps, [rows[0] | {"mask": mask}, rows[1]])))
+        fitted[name] = finetune(tiny_dir, tmp_path / name, [], jobs=jobs, pack_size=2, deterministic=True)
+    assert not same(fitted["whole"]["red"], fitted["part"]["red"])
+    assert same(fitted["whole"]["green"], fitted["part"]["green"])
+
+
+def test_the_mask_is_part_of_what_a_lora_is(tiny_dir, tmp_path, pictures):
+    from diffstyler.lookup import AdapterShelf, MissingLoRAError
+    from diffstyler.types import StyleRegion, Triple
+
+    jobs = tmp_path / "jobs.jsonl"
+    jobs.write_text(json.dumps({"picture": str(pictures[0]), "mask": "box: 0,0,24,64"}))
+    finetune(tiny_dir, tmp_path / "loras", [], jobs=jobs)
+    (fitted,) = LoRALibrary(tmp_path / "loras").entries()
+    assert fitted.identity.settings["mask"] == "box: 0,0,24,64"
+    shelf = AdapterShelf(LoRALibrary(tmp_path / "loras"), StableDiffusion(str(tiny_dir)))
+
+    def triple(**more) -> Triple:
+        return Triple("a", pictures[1], (StyleRegion(pictures[0], **more),))
+
+    shelf.find([triple(style_mask="box: 0,0,24,64")], "off", None)
+    with pytest.raises(MissingLoRAError, match="1 style pictures have no LoRA"):
+        shelf.find([triple()], "off", None)

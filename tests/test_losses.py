@@ -103,3 +103,18 @@ def test_min_snr_weights(snr, prediction_type, weight):
 def test_wrong_settings_are_refused(loss, setting):
     with pytest.raises(ValueError, match=f"{setting}: expected more than 0, got 0"):
         loss(**{setting: 0})
+
+
+@pytest.mark.parametrize("loss", [NoiseLoss(), CleanLoss(), MinSNRLoss()])
+def test_masked_loss_counts_the_masked_cells_alone(loss):
+    clean, noise, output = torch.randn(3, 2, 4, 6, 6, generator=torch.Generator().manual_seed(0))
+    alphas = torch.tensor([0.3, 0.8]).view(2, 1, 1, 1)
+    mask = torch.ones(2, 1, 6, 6)
+    mask[0, :, :, 2:] = 0
+    whole = loss(output, Noised(clean, noise, alphas, "epsilon"))
+    masked = loss(output, Noised(clean, noise, alphas, "epsilon", mask))
+    part = loss(output[..., :2], Noised(clean[..., :2], noise[..., :2], alphas, "epsilon"))
+    assert masked[1] == whole[1]
+    torch.testing.assert_close(masked[0], part[0])
+    nothing = loss(output, Noised(clean, noise, alphas, "epsilon", 0 * mask))
+    assert torch.equal(nothing, torch.zeros(2))

@@ -139,7 +139,7 @@ NESTED = '{{"content": "a.jpg", "regions": {}}}'
 TWICE = "content,style,id,{0}\na.jpg,monet.png,x,{1}\na.jpg,lora,x,{2}\n"
 VALID = (
     "content, style, mask, prompt, negative_prompt, strength, guidance_scale, start, stop, "
-    "inject_features, inject_attention, id, content_prompt, seed"
+    "inject_features, inject_attention, style_mask, id, content_prompt, seed"
 )
 ID = "letters, digits and ._- (at most 200 bytes, no dot first), as it names files"
 COVERED = "region 2 would paint over region 1: give them different masks or disjoint start/stop intervals"
@@ -249,7 +249,7 @@ WRONG = [
         NESTED.format('[{"style": "lora", "seeds": 1, "maks": "sky"}]'),
         "m.jsonl line 1, column 'regions[0].seeds': unknown column; expected one of "
         "style, mask, prompt, negative_prompt, strength, guidance_scale, start, stop, inject_features, "
-        "inject_attention\n"
+        "inject_attention, style_mask\n"
         "m.jsonl line 1, column 'regions[0].maks': unknown column; did you mean 'mask'?",
     ),
     ("m.jsonl", NESTED.format('[{"style": "lora"}, {"style": "monet.png"}]'), f"m.jsonl line 1: {COVERED}"),

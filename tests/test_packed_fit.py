@@ -24,7 +24,7 @@ def fit_with_peft(folder: Path, path: Path, *, steps: int, dtype: torch.dtype, r
     picture = FitPicture(path, picture_sha256(load_image(path)), "painting of <sss>", 0)
     config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(ATTENTION))
     with torch.no_grad():
-        pixels = picture.crops(Crops(resolution=64, crop_size=64, count=3), resolution=64, multiple=8)
+        pixels, _ = picture.crops(Crops(resolution=64, crop_size=64, count=3), resolution=64, multiple=8)
         latents = torch.cat([backbone.encode_image(crop[None]) for crop in pixels])
         prompt = backbone.encode_prompt([picture.prompt])
     pack = LoRAPack(backbone.unet, config, 1, dtype=dtype)

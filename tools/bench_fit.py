@@ -50,8 +50,8 @@ def main() -> None:
     dtype = torch.bfloat16 if options.precision == "bf16-mixed" else torch.float32
     backbone = build(options.model).load(dtype).to(device)
     options.resolution = options.resolution or backbone.resolution
-    size, channels = options.resolution // 8, backbone.unet.config["in_channels"]  # type: ignore[index]
-    flops = (1 + BACKWARD) * forward_flops(backbone, size, channels) * options.batch_size
+    size, channels = options.resolution // 8, backbone.unet.config["in_channels"]  # type: ignore[index,assignment]
+    flops = (1 + BACKWARD) * forward_flops(backbone, size, int(channels)) * options.batch_size
     rate = matrix_rate(device, dtype)
     card = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     facts = [options.model, f"{options.resolution} px", f"rank {options.rank}", options.precision, card]

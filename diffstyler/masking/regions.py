@@ -78,7 +78,7 @@ def check_masks(triples: Sequence[Triple]) -> None:
                 problems.append(f"{triple.origin or triple.id}: {error}")
         try:
             for prompt in prompts:
-                _check_places(prompt, triple.content)
+                check_prompt(prompt, triple.content)
         except ImageError:
             continue  # of the content itself: that row fails when its turn comes
         except ValueError as error:
@@ -87,7 +87,7 @@ def check_masks(triples: Sequence[Triple]) -> None:
         raise ValueError("\n".join(problems))
 
 
-def _check_places(prompt: MaskPrompt, content: Path) -> None:
+def check_prompt(prompt: MaskPrompt, content: Path) -> None:
     """Whether every coordinate lies in the ``content`` picture, and every mask file is there and has its size.
 
     Raises:
