@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import json
 import logging
 import os
 import re
@@ -24,6 +25,8 @@ commands:
   fit       fit a LoRA for every style (or content) picture of a manifest
   predict   make the pictures of a manifest
   masks     show what the mask prompts of a manifest, or of one picture, find
+  inspect   tell what a LoRA file is: family, rank, targets, prompt, norms, NaN
+  export    write a LoRA for other tools: kohya's form, for A1111 and ComfyUI
   demo      run them on the example pictures and the embedded model
   fetch-fastsam  download FastSAM's weights (AGPL-3.0), for FastSAMMasker
 
@@ -35,7 +38,7 @@ commands:
   diffstyler masks --content photo.jpg --mask "the house" --output_dir masks
 """
 
-COMMANDS = ("fit", "predict", "masks", "demo", "fetch-fastsam")
+COMMANDS = ("fit", "predict", "masks", "inspect", "export", "demo", "fetch-fastsam")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -51,9 +54,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if command not in COMMANDS:
         return _fail(f"no command '{command}'{_did_you_mean(command, COMMANDS)}; see diffstyler --help", 2)
     _quiet_imports()
-    runs = {"fit": _fit, "predict": _predict, "masks": _masks, "demo": _demo, "fetch-fastsam": _fetch_fastsam}
+    heavy = {"fit": _fit, "predict": _predict, "masks": _masks, "demo": _demo}
+    light = {"inspect": _inspect, "export": _export, "fetch-fastsam": _fetch_fastsam}
     try:
-        runs[command](rest)
+        {**heavy, **light}[command](rest)
     except (ValueError, RuntimeError, OSError) as error:
         if os.environ.get("DIFFSTYLER_DEBUG"):
             raise
@@ -101,6 +105,32 @@ def _masks(arguments: list[str]) -> None:
     settings = parser.instantiate(parser.parse_args(arguments)).as_dict()
     settings.pop("config")
     print(preview_masks(**settings))
+
+
+def _inspect(arguments: list[str]) -> None:
+    from diffstyler.adapters import inspect_lora
+
+    parser = argparse.ArgumentParser("diffstyler inspect", description="Tell what a LoRA is.")
+    parser.add_argument("lora", type=Path, help="its folder or .safetensors file")
+    print(json.dumps(inspect_lora(parser.parse_args(arguments).lora), indent=2, ensure_ascii=False))
+
+
+def _export(arguments: list[str]) -> None:
+    from diffstyler.adapters import inspect_lora, read_lora, save_kohya
+
+    parser = argparse.ArgumentParser("diffstyler export", description="Write a LoRA for other tools.")
+    parser.add_argument("lora", type=Path, help="its folder or .safetensors file")
+    parser.add_argument("--format", choices=["kohya"], default="kohya")
+    parser.add_argument("--output", type=Path, required=True, help="the .safetensors file to write")
+    parser.add_argument("--family", choices=["sd1", "sd2", "sdxl"], help="of the model; default: as its shapes say")
+    parser.add_argument("--title", help="default: the output's name")
+    chosen = parser.parse_args(arguments)
+    facts = inspect_lora(chosen.lora)
+    family = chosen.family or facts["family"]
+    if family not in {"sd1", "sd2", "sdxl"}:
+        raise ValueError(f"{chosen.lora}: its shapes tell no family that other tools know ({family}); name --family")
+    title, prompt = chosen.title or chosen.output.stem, str(facts["prompt"] or "")
+    print(save_kohya(chosen.output, read_lora(chosen.lora), family=family, title=title, trigger=prompt))
 
 
 def _fetch_fastsam(arguments: list[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from diffstyler.adapters import LoRALibrary, LoRAPack, read_lora, read_record
 from diffstyler.backbones import Backbone
 from diffstyler.images import file_sha256, is_picture, load_image, picture_sha256
 from diffstyler.types import Triple
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -125,6 +128,8 @@ class AdapterShelf:
 
     def _read(self, path: Path) -> AdapterFile:
         lora = read_lora(path)
+        if lora.text_encoders:
+            log.warning("%s: only its UNet part acts; its %s part does not", lora.path, ", ".join(lora.text_encoders))
         is_ours = path.is_dir() and (path / "diffstyler.json").is_file()
         prompt = read_record(path).prompt if is_ours else ""
         modules = frozenset(key.rsplit(".lora_", 1)[0] for key in lora.state)

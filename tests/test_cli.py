@@ -7,10 +7,14 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
+from peft import LoraConfig
 from PIL import Image
+from safetensors.torch import save_file
 
 from diffstyler import cli
+from diffstyler.adapters import save_lora
 from diffstyler.images import load_image
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
@@ -141,3 +145,30 @@ def test_every_shipped_config_begins_with_its_command(config):
 
 def cli_weights() -> str:
     return "pytorch_lora_weights.safetensors"
+
+
+def test_inspect_and_export(tmp_path, capsys):
+    generator = torch.Generator().manual_seed(0)
+    module = "mid_block.attentions.0.transformer_blocks.0.attn2.to_k"
+    state = {
+        f"{module}.lora_A.weight": torch.randn(4, 768, generator=generator),
+        f"{module}.lora_B.weight": torch.randn(320, 4, generator=generator),
+    }
+    save_lora(tmp_path / "lora", state, LoraConfig(r=4, lora_alpha=8, target_modules=["to_k"]))
+    assert cli.main(["inspect", str(tmp_path / "lora")]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    expected = {"family": "sd1", "parts": {"unet": 1}, "ranks": [4], "alphas": [8.0], "targets": ["attn2.to_k"]}
+    assert {name: facts[name] for name in expected} == expected
+    norm = (state[f"{module}.lora_B.weight"] @ state[f"{module}.lora_A.weight"]).norm().item()
+    assert facts["update_norm"]["largest"] == pytest.approx(norm)
+    out = tmp_path / "for-others.safetensors"
+    assert cli.main(["export", str(tmp_path / "lora"), "--output", str(out)]) == 0
+    assert cli.main(["inspect", str(out)]) == 0
+    exported = json.loads(capsys.readouterr().out.split("\n", 1)[1])
+    assert {name: exported[name] for name in expected} == expected
+    broken = {key: tensor * torch.nan for key, tensor in state.items()}
+    save_file({f"unet.{key}": tensor for key, tensor in broken.items()}, tmp_path / "broken.safetensors")
+    assert cli.main(["inspect", str(tmp_path / "broken.safetensors")]) == 0
+    assert len(json.loads(capsys.readouterr().out)["not_finite"]) == 2
+    assert cli.main(["export", str(tmp_path / "broken.safetensors"), "--output", str(out)]) == 1
+    assert "NaN" in capsys.readouterr().err

@@ -9,6 +9,7 @@ from diffstyler.adapters.files import (
     save_kohya,
     save_lora,
 )
+from diffstyler.adapters.inspection import inspect_lora
 from diffstyler.adapters.library import FittedLoRA, LoRAIdentity, LoRALibrary, read_record
 from diffstyler.adapters.pack import LoRAPack, Rows, pack_for
 
@@ -21,6 +22,7 @@ __all__ = [
     "LoRALibrary",
     "LoRAPack",
     "Rows",
+    "inspect_lora",
     "lora_scale",
     "pack_for",
     "read_lora",
