@@ -126,7 +126,7 @@ def _export(arguments: list[str]) -> None:
     parser.add_argument("--title", help="default: the output's name")
     chosen = parser.parse_args(arguments)
     facts = inspect_lora(chosen.lora)
-    family = chosen.family or facts["family"]
+    family = str(chosen.family or facts["family"])
     if family not in {"sd1", "sd2", "sdxl"}:
         raise ValueError(f"{chosen.lora}: its shapes tell no family that other tools know ({family}); name --family")
     title, prompt = chosen.title or chosen.output.stem, str(facts["prompt"] or "")
