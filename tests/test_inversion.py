@@ -5,7 +5,6 @@ import torch
 from diffusers import DDIMInverseScheduler
 
 from diffstyler.denoiser import Denoiser
-from diffstyler.injection import NoInjection
 from diffstyler.inversion import TrajectoryCache, invert
 from diffstyler.sampling import Canvas, Region, denoise
 from diffstyler.types import Trajectory
@@ -41,7 +40,7 @@ def test_sampling_returns_to_the_input(tiny):
     for refinements in (0, 3):
         way = invert(denoiser, [z], schedule, prompt, refinements=refinements)[0]
         canvas = Canvas(way.latents[0], way, (Region(None, prompt, prompt, 1.0),))
-        back = denoise(denoiser, [canvas], schedule, NoInjection(), prompt)[0]
+        back = denoise(denoiser, [canvas], schedule, prompt)[0]
         errors[refinements] = ((back - z).norm() / z.norm()).item()
     assert errors[3] < 0.02
     assert errors[3] < errors[0] / 3
