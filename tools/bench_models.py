@@ -89,6 +89,10 @@ class RandomBackbone(Backbone):
         tokens = prompt.tokens.to(dtype)
         return self.unet(latents.to(dtype), timesteps, encoder_hidden_states=tokens, **more).sample
 
+    @property
+    def text_encoders(self) -> dict[str, torch.nn.Module]:
+        return {}
+
     def park_encoders(self, device: torch.device | str) -> None:
         pass
 

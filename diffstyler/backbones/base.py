@@ -79,6 +79,11 @@ class Backbone(nn.Module, ABC):
     def predict(self, latents: torch.Tensor, timesteps: torch.Tensor, prompt: PromptEmbeds) -> torch.Tensor:
         """The raw output of the UNet for (B, C, h, w) latents at (B,) timesteps: ε or v."""
 
+    @property
+    @abstractmethod
+    def text_encoders(self) -> dict[str, nn.Module]:
+        """The loaded text encoders, by the names that LoRA files give them: ``text_encoder``, ``text_encoder_2``."""
+
     @abstractmethod
     def park_encoders(self, device: torch.device | str) -> None:
         """Move image and text encoders to ``device``: off the accelerator while they are idle, back before use."""

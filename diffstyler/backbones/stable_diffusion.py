@@ -139,6 +139,10 @@ class StableDiffusion(Backbone):
         dtype = self.unet.dtype
         return self.unet(latents.to(dtype), timesteps, encoder_hidden_states=prompt.tokens.to(dtype)).sample
 
+    @property
+    def text_encoders(self) -> dict[str, torch.nn.Module]:
+        return {"text_encoder": self.text_encoder}
+
     def park_encoders(self, device: torch.device | str) -> None:
         self.vae.to(device)
         self.text_encoder.to(device)
