@@ -60,6 +60,7 @@ class Denoiser:
         pack: its adapters, or None for the base model alone.
         rows_per_call: exactly so many rows in every UNet call, idle ones padded: a picture's numbers then do not
             depend on its neighbors; on a CPU bitwise, for which one thread computes. None: all rows in one call.
+        max_rows: at most so many rows in a UNet call; None: all of them.
         plain_sites: adapters leave the self-attention at the injected sites alone.
 
     Raises:
@@ -72,6 +73,7 @@ class Denoiser:
         pack: LoRAPack | None = None,
         *,
         rows_per_call: int | None = None,
+        max_rows: int | None = None,
         plain_sites: bool = False,
     ) -> None:
         if rows_per_call is not None and rows_per_call < 2:
@@ -79,6 +81,7 @@ class Denoiser:
         self.backbone = backbone
         self.pack = pack
         self.rows_per_call = rows_per_call
+        self.max_rows = max_rows
         self._hooks: InjectionHooks | None = None
         self._without: frozenset[str] = frozenset()
         if plain_sites and pack is not None:
@@ -107,7 +110,7 @@ class Denoiser:
         return [torch.cat(parts) for parts in predictions]
 
     def _calls(self, groups: Sequence[Group]) -> Iterator[list[_Piece]]:
-        limit = self.rows_per_call
+        limit = self.rows_per_call or self.max_rows
         call: list[_Piece] = []
         for piece in _pieces(groups, limit):
             if limit is not None and sum(map(len, call)) + len(piece) > limit:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF")
 MAX_ASPECT = 4  # beyond it the models repeat their subject along the long side
@@ -57,6 +57,20 @@ def load_image(path: Path) -> Image.Image:
     if frames > 1:
         _log.warning("%s has %d frames; only the first one is used", path, frames)
     return image
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """(width, height) of the upright picture, by its header alone.
+
+    Raises:
+        ImageError: where the file is missing, or its header cannot be read.
+    """
+    try:
+        with Image.open(path, formats=FORMATS) as file:
+            turned = file.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+            return (file.height, file.width) if turned else file.size
+    except OSError as error:
+        raise ImageError(f"{path}: {_EXPECTED}, but its header cannot be read ({error})") from error
 
 
 def save_image(image: Image.Image, path: Path) -> None:

@@ -86,13 +86,16 @@ class AdapterShelf:
         if wanted <= set(self._packed):
             return
         self.close()
-        rank = max(adapter.rank for adapter in self._files.values())
-        modules = sorted({name for adapter in self._files.values() for name in adapter.modules})
         self._packed = tuple(sorted(wanted))
-        config = LoraConfig(r=rank, target_modules=modules)
-        self.pack = LoRAPack(self.backbone.unet, config, len(self._packed), device=device)
+        self.pack = LoRAPack(self.backbone.unet, self.config, len(self._packed), device=device)
         for slot, path in enumerate(self._packed):
             self.pack.load_slot(slot, read_lora(path).state, scale=self._files[path].scale)
+
+    @property
+    def config(self) -> LoraConfig:
+        """Of a pack that can hold any LoRA of the run: the largest rank, the union of their modules."""
+        modules = sorted({name for adapter in self._files.values() for name in adapter.modules})
+        return LoraConfig(r=max(adapter.rank for adapter in self._files.values()), target_modules=modules)
 
     def slot(self, adapter: AdapterFile | None) -> int | None:
         """The adapter's place in the pack."""

@@ -15,7 +15,9 @@ import torch
 
 from diffstyler.adapters import LoRALibrary
 from diffstyler.backbones import Backbone, StableDiffusion
+from diffstyler.budget import GIB, PredictPlan, largest_of, plan_predict
 from diffstyler.denoiser import Denoiser
+from diffstyler.forecast import Forecast, forecast
 from diffstyler.fusion import FuseLatents, Fusion
 from diffstyler.images import fit_size, load_image, picture_sha256, to_tensor
 from diffstyler.injection import CrossLoRAInjection, Injection
@@ -35,6 +37,7 @@ class TriplesToMake(Protocol):
     """What the stylizer reads from the data module."""
 
     triples: Sequence[Triple]
+    batch_size: int
 
 
 class Stylizer(lightning.LightningModule):
@@ -66,6 +69,8 @@ class Stylizer(lightning.LightningModule):
         resolution: short side, in pixels, that contents are worked on at; None = the model's.
         rows_per_call: rows in every UNet call, idle ones padded, so that a picture does not depend on its batch (on a
             CPU bitwise, by one thread). None = all rows of a batch in one call.
+        max_memory: GiB of the device that the run may take: UNet calls get as many rows as fit by forecast, and where
+            they must, the autoencoder works in tiles and idle parts leave the device. None = no bound.
     """
 
     def __init__(
@@ -91,6 +96,7 @@ class Stylizer(lightning.LightningModule):
         keep_outside: bool = True,
         resolution: int | None = None,
         rows_per_call: int | None = None,
+        max_memory: float | None = None,
     ) -> None:
         super().__init__()
         if num_inference_steps < 1:
@@ -119,6 +125,8 @@ class Stylizer(lightning.LightningModule):
         self.keep_outside = keep_outside
         self.resolution = resolution
         self.rows_per_call = rows_per_call
+        self.max_memory = max_memory
+        self.plan: PredictPlan | None = None
         self._prompts: dict[str, PromptEmbeds] = {}
 
     # ---- the method
@@ -148,6 +156,7 @@ class Stylizer(lightning.LightningModule):
             self.backbone,
             self.shelf.pack,
             rows_per_call=self.rows_per_call,
+            max_rows=self.plan.rows if self.plan else None,
             plain_sites=self.injection.plain_self_attention_at_sites,
         )
         schedule = self.backbone.sampling_schedule(self.num_inference_steps)
@@ -258,8 +267,42 @@ class Stylizer(lightning.LightningModule):
 
     def configure_model(self) -> None:
         if "unet" not in self.backbone._modules:
-            dtypes = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16, "64-true": torch.float64}
-            self.backbone.load(dtypes.get(str(self.trainer.precision), torch.float32))
+            if self.max_memory is not None:
+                self._keep_below(self.max_memory)
+            self.backbone.load(self.base_dtype)
+
+    def _keep_below(self, gib: float) -> None:
+        """Cut the run so that it takes at most so much memory; said in the log.
+
+        Raises:
+            ValueError: it does not fit, or nothing can be forecast for this model.
+        """
+        self.plan = plan_predict(self.forecast(), gib * GIB, self._styles_at_once)
+        if self.rows_per_call is not None and self.rows_per_call > self.plan.rows:
+            raise ValueError(
+                f"model.rows_per_call {self.rows_per_call}: model.max_memory {gib:g} leaves room for {self.plan.rows}"
+            )
+        self.backbone.save_memory(vae_tiling=self.plan.tiling, offload=self.plan.offload)
+        log.info("max_memory %g GiB: %s", gib, self.plan)
+
+    def forecast(self) -> Forecast:
+        """What the run's largest picture costs, before anything is loaded.
+
+        Raises:
+            ValueError: nothing can be forecast for this model.
+        """
+        contents = [triple.content for triple in self._data.triples]
+        return forecast(self.backbone, largest_of(contents, self.resolution), self.base_dtype, self.shelf.config)
+
+    @property
+    def _styles_at_once(self) -> int:
+        return self._data.batch_size * max(1 + len(triple.regions) for triple in self._data.triples)
+
+    @property
+    def base_dtype(self) -> torch.dtype:
+        """Of the frozen weights, by the Trainer's precision."""
+        dtypes = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16, "64-true": torch.float64}
+        return dtypes.get(str(self.trainer.precision), torch.float32)
 
     def transfer_batch_to_device(self, batch: list[Triple], device: torch.device, dataloader_idx: int) -> list[Triple]:
         return batch  # paths and words: the pictures go to the device when they are read

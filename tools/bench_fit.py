@@ -18,7 +18,7 @@ from typing import Any
 
 import lightning
 import torch
-from bench_models import build, forward_flops, matrix_rate, peak_memory, wait
+from bench_models import build, forward_flops, peak_memory
 from peft import LoraConfig
 from PIL import Image
 
@@ -26,6 +26,7 @@ from diffstyler.backbones import Backbone
 from diffstyler.crops import Crops
 from diffstyler.data import FitData
 from diffstyler.finetuning import ATTENTION, LoRAFinetuner
+from diffstyler.forecast import matrix_rate, wait
 
 LORA_STEPS = 200  # of one LoRA, for the column "LoRAs an hour"
 BACKWARD = 1.13  # of the forward's operations: gradients of activations through a frozen base, and the adapters' own

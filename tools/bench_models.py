@@ -113,33 +113,6 @@ def forward_flops(backbone: Backbone, size: int, channels: int) -> int:
     return counter.get_total_flops()
 
 
-def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """What a plain matrix product reaches here, in operations a second; the best of several tries."""
-    n = 8192 if device.type == "cuda" else 1024
-    a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
-    best = 0.0
-    for _ in range(10):
-        seconds = timed(lambda: [a @ b for _ in range(4)], device)
-        best = max(best, 4 * 2 * n**3 / seconds)
-    return best
-
-
-def timed(work, device: torch.device) -> float:  # noqa: ANN001
-    """Seconds that ``work()`` takes, the device included."""
-    import time
-
-    wait(device)
-    began = time.perf_counter()
-    work()
-    wait(device)
-    return time.perf_counter() - began
-
-
-def wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-
-
 def peak_memory(device: torch.device) -> str:
     """Since the last reset, where the device counts it."""
     return f"{torch.cuda.max_memory_allocated() / 2**30:.1f} GiB" if device.type == "cuda" else "-"

@@ -106,7 +106,8 @@ class LoRAPack:
         self._rows = rows
         self._row_scale = self._scale_of(rows)
         device = self.flat.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self.flat.dtype
+        mixed = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+        dtype = torch.get_autocast_dtype(device) if mixed else self.flat.dtype
         if self.flat.requires_grad and torch.is_grad_enabled():
             self._views = self._split(self.flat.to(dtype))  # one cast and one split: one concatenation backward
         try:

@@ -61,6 +61,15 @@ class Backbone(nn.Module, ABC):
             ValueError: a wish cannot be honored there.
         """
 
+    def save_memory(self, *, vae_tiling: bool, offload: bool) -> None:
+        """Before loading: work in tiles, keep idle parts off the device, where the settings do not ask for it anyway.
+
+        Raises:
+            ValueError: this family cannot.
+        """
+        if vae_tiling or offload:
+            raise ValueError(f"{type(self).__name__} cannot work in tiles or off the device; allow more memory")
+
     @abstractmethod
     def fingerprint(self) -> str:
         """sha256 (hex) of the weight files, known without loading them."""

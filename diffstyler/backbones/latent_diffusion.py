@@ -11,9 +11,10 @@ import json
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
-from diffusers import DDIMScheduler, DiffusionPipeline
+from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline, UNet2DConditionModel
 from torch import nn
 from transformers import CLIPTokenizer
 
@@ -21,11 +22,15 @@ from diffstyler.backbones.attention import AttentionBackend, AutoAttention
 from diffstyler.backbones.base import Backbone, InjectionSites, Schedule
 from diffstyler.backbones.quantization import Quantization, quantize
 from diffstyler.backbones.source import ModelSource
+from diffstyler.types import PromptEmbeds
 
 log = logging.getLogger(__name__)
 
 #: what diffstyler knows of a model, in its directory: {"mask_minimum": …}
 NOTES_NAME = "diffstyler.json"
+
+#: what CLIP reads of a prompt
+PROMPT_TOKENS = 77
 
 
 class LatentDiffusion(Backbone):
@@ -103,15 +108,43 @@ class LatentDiffusion(Backbone):
             setattr(self, name, parts[name])
         self.tokenizers: list[CLIPTokenizer] = [parts[self._tokenizer_name(name)] for name in self.text_encoder_names]
         self._set_up_schedule(parts["scheduler"])
-        self.size_multiple = 2 ** (len(self.vae.config["block_out_channels"]) - 1)
-        self.resolution = self.unet.config["sample_size"] * self.size_multiple
-        self.sites = find_sites(self.unet, type(self))
+        self._set_up_sizes()
         self._set_up_memory(dtype)
         self.requires_grad_(False).eval()
         return self
 
     def check(self) -> None:
         self.source.check(self.pipeline.__name__)
+
+    def save_memory(self, *, vae_tiling: bool, offload: bool) -> None:
+        self.vae_tiling |= vae_tiling
+        self.offload |= offload
+
+    def outline(self, dtype: torch.dtype) -> LatentDiffusion:
+        """UNet and autoencoder by their configurations alone, for tensors that hold no data; returns self."""
+        folder = self.source.configurations
+        if folder is None or not Path(folder).is_dir():
+            raise ValueError(f"model '{self.model}': no configurations to forecast from; set model.backbone.config")
+        default = torch.get_default_dtype()
+        try:
+            torch.set_default_dtype(dtype)
+            self.unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(folder, subfolder="unet"))
+            torch.set_default_dtype(torch.float32 if dtype == torch.float16 else dtype)
+            self.vae = AutoencoderKL.from_config(AutoencoderKL.load_config(folder, subfolder="vae"))
+        finally:
+            torch.set_default_dtype(default)
+        self._set_up_sizes()
+        self.requires_grad_(False).eval()
+        return self
+
+    def blank_prompt(self, rows: int) -> PromptEmbeds:
+        """Conditioning of the right shape without a meaning, where the UNet is."""
+        config, device = self.unet.config, self._device
+        tokens = torch.zeros(rows, PROMPT_TOKENS, config["cross_attention_dim"], device=device)
+        if config["addition_embed_type"] is None:
+            return PromptEmbeds(tokens)
+        width = config["projection_class_embeddings_input_dim"] - 6 * config["addition_time_embed_dim"]
+        return PromptEmbeds(tokens, torch.zeros(rows, width, device=device))
 
     def prepare(self, device: torch.device) -> None:
         runs = self.attention.apply(self.unet, device)
@@ -194,6 +227,11 @@ class LatentDiffusion(Backbone):
     @staticmethod
     def _tokenizer_name(text_encoder_name: str) -> str:
         return text_encoder_name.replace("text_encoder", "tokenizer")
+
+    def _set_up_sizes(self) -> None:
+        self.size_multiple = 2 ** (len(self.vae.config["block_out_channels"]) - 1)
+        self.resolution = self.unet.config["sample_size"] * self.size_multiple
+        self.sites = find_sites(self.unet, type(self))
 
     def _set_up_schedule(self, scheduler: DDIMScheduler) -> None:
         """DDIM on the model's own noise levels, "leading" with offset 1, whatever sampler it was saved with."""

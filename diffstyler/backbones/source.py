@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -102,6 +103,12 @@ class ModelSource:
             raise ValueError(f"model '{self.model}' is a {kind}; expected a {pipeline}: choose another model.backbone")
         if path.is_dir():
             self._check_parts(path)
+
+    def parameter_count(self) -> int:
+        """Of all parts together, from the headers of their files; 0 for pickles."""
+        path = self.path
+        files = [path] if path.is_file() else [f for f in path.rglob(f"*{SAFE}") if _variant_of(f) == self.variant]
+        return sum(_parameters(file) for file in files if file.suffix == SAFE)
 
     def load(self, pipeline: type[DiffusionPipeline], dtype: torch.dtype, vae: nn.Module) -> DiffusionPipeline:
         """diffusers' ``pipeline`` of these files, around this ``vae``.
@@ -207,6 +214,11 @@ def _keys(file: Path) -> tuple[str, ...]:
             return tuple(opened.keys())
     content = torch.load(file, map_location="meta", weights_only=True)
     return tuple(content.get("state_dict", content))
+
+
+def _parameters(file: Path) -> int:
+    with safe_open(file, "pt") as opened:
+        return sum(math.prod(opened.get_slice(key).get_shape()) for key in opened.keys())  # noqa: SIM118
 
 
 def _check_whole(file: Path) -> None:

@@ -1,0 +1,248 @@
+"""A model by its configuration, and a size of pictures -> operations and memory of fit and predict, nothing loaded.
+
+The UNet and the autoencoder run on tensors without data; every tensor that would be alive is counted.
+"""
+
+# diffusers annotates few of its attributes
+# pyright: reportAttributeAccessIssue=false, reportCallIssue=false, reportArgumentType=false, reportIndexIssue=false
+
+from __future__ import annotations
+
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+from unittest import mock
+
+import torch
+from peft import LoraConfig
+from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+from torch.utils.flop_counter import FlopCounterMode
+
+from diffstyler.adapters import LoRAPack, Rows
+from diffstyler.backbones import Backbone
+from diffstyler.backbones.latent_diffusion import LatentDiffusion
+
+#: what allocators and kernels take besides the tensors
+MARGIN = 1.2
+#: of a LoRA's parameters while it is fitted: weights, gradient, and AdamW's two moments, in 4 bytes each
+STATES = 4 * 4
+#: bits of a quantized weight, its scales included
+QUANTIZED_BITS = {"nf4": 4.5, "int8": 8.1}
+#: of the rate of a plain matrix product that a UNet reaches
+EFFICIENCY = 0.3
+
+
+@dataclass(frozen=True)
+class Growth:
+    """Bytes for so many rows: ``fixed + each * rows``."""
+
+    fixed: float
+    each: float
+
+    def at(self, rows: int) -> float:
+        return self.fixed + self.each * rows
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a model costs at one size; bytes are peaks of what is alive besides the weights.
+
+    Attributes:
+        unet_bytes, vae_bytes, text_bytes: of the weights.
+        row_flops: of one row's forward.
+        forward: of a forward of the UNet.
+        training: of a forward and backward with a LoRA for every row.
+        checkpointed: the same with gradient checkpointing.
+        decode_bytes: of decoding one picture.
+        lora_parameters: of one LoRA.
+    """
+
+    unet_bytes: float
+    vae_bytes: float
+    text_bytes: float
+    row_flops: float
+    forward: Growth
+    training: Growth
+    checkpointed: Growth
+    decode_bytes: float
+    lora_parameters: int
+
+    def fit_bytes(self, slots: int, batch_size: int, *, checkpointing: bool) -> float:
+        """At the peak of a step of ``slots`` LoRAs; the encoders are off the device by then."""
+        rows = self.checkpointed if checkpointing else self.training
+        return MARGIN * (self.unet_bytes + rows.at(slots * batch_size) + slots * STATES * self.lora_parameters)
+
+    def predict_bytes(self, rows: int, styles: int, *, offload: bool = False, tiling: bool = False) -> float:
+        """At the peak of a picture with so many rows in a UNet call, or of its decoding."""
+        idle = 0.0 if offload else self.vae_bytes + self.text_bytes
+        decoding = self.vae_bytes + (min(self.decode_bytes, TILE_BYTES) if tiling else self.decode_bytes)
+        resident = self.unet_bytes + styles * 4 * self.lora_parameters
+        return MARGIN * (resident + max(idle + self.forward.at(rows), idle * (not offload) + decoding))
+
+    def fit_flops(self, steps: int, batch_size: int) -> float:
+        """Of one LoRA: a training step costs 2.13 forwards, the base being frozen."""
+        return 2.13 * self.row_flops * steps * batch_size
+
+
+#: decoding a tile of 512 x 512 pixels in fp32
+TILE_BYTES = 2.5 * 2**30
+
+
+def forecast(
+    backbone: Backbone, size: Callable[[int, int], tuple[int, int]], dtype: torch.dtype, lora: LoraConfig
+) -> Forecast:
+    """What ``backbone``, not loaded, costs for pictures of one size.
+
+    Args:
+        backbone: what its files are is read from their headers and configurations.
+        size: the model's resolution and the multiple that sides must be of -> (height, width), all in pixels.
+        dtype: of the weights; training runs in mixed precision where it is not float32.
+        lora: of every LoRA.
+
+    Raises:
+        ValueError: there are no configurations to build it from, or the LoRA's targets match nothing.
+    """
+    if not isinstance(backbone, LatentDiffusion):
+        raise ValueError(f"no forecast for a {type(backbone).__name__}; leave max_memory out")
+    count = backbone.source.parameter_count()
+    with torch.device("meta"):
+        backbone.outline(dtype)
+        sides = size(backbone.resolution, backbone.size_multiple)
+        latents = (backbone.unet.config["in_channels"], *(side // backbone.size_multiple for side in sides))
+        unet, vae = (sum(p.numel() for p in part.parameters()) for part in (backbone.unet, backbone.vae))
+        forward = _growth(lambda rows: _forward_bytes(backbone, rows, latents))
+        training, checkpointed = (
+            _growth(lambda rows, on=on: _training_bytes(backbone, rows, latents, lora, dtype, checkpointing=on))
+            for on in (False, True)
+        )
+        pack = LoRAPack(backbone.unet, lora, 1)
+        parameters = pack.flat.shape[1]
+        pack.detach()
+        decode_bytes = _decode_bytes(backbone, latents)
+        with FlopCounterMode(display=False) as counter:
+            _predict(backbone, 1, latents)
+    bits = 8 * dtype.itemsize if backbone.quantization is None else QUANTIZED_BITS[backbone.quantization]
+    vae_bytes = vae * backbone.vae.dtype.itemsize
+    text_bytes = max(count - unet - vae, 0) * dtype.itemsize
+    flops = counter.get_total_flops()
+    del backbone.unet, backbone.vae
+    return Forecast(
+        unet * bits / 8, vae_bytes, text_bytes, flops, forward, training, checkpointed, decode_bytes, parameters
+    )
+
+
+def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """What a plain matrix product reaches here, in operations a second; the best of several tries."""
+    n = 8192 if device.type == "cuda" else 1024
+    a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
+    best = 0.0
+    for _ in range(10):
+        wait(device)
+        began = time.perf_counter()
+        for _ in range(4):
+            torch.mm(a, b)
+        wait(device)
+        best = max(best, 4 * 2 * n**3 / (time.perf_counter() - began))
+    return best
+
+
+def wait(device: torch.device) -> None:
+    """Until the device has done all that it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+class AliveBytes(TorchDispatchMode):
+    """Counts the bytes of all tensors made inside that are alive: now, and at the peak."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._known: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        output = func(*args, **(kwargs or {}))
+        for tensor in tree_iter(output):
+            if isinstance(tensor, torch.Tensor) and tensor.untyped_storage() not in self._known:
+                storage = tensor.untyped_storage()
+                self._known[storage] = size = storage.nbytes()
+                self.now += size
+                self.peak = max(self.peak, self.now)
+                weakref.finalize(storage, self._freed, size)
+        return output
+
+    def _freed(self, size: int) -> None:
+        self.now -= size
+
+
+class _FusedAttention(torch.autograd.Function):
+    """What a fused kernel keeps: queries, keys, values and output, and no attention matrix."""
+
+    @staticmethod
+    def forward(ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        output = torch.empty_like(q)
+        ctx.save_for_backward(q, k, v, output)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return tuple(torch.empty_like(tensor) for tensor in ctx.saved_tensors[:3])
+
+
+@contextmanager
+def _counting() -> Iterator[AliveBytes]:
+    def attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+        return _FusedAttention.apply(query, key, value)
+
+    with mock.patch.object(functional, "scaled_dot_product_attention", attention), AliveBytes() as alive:
+        yield alive
+
+
+def _growth(count: Callable[[int], int]) -> Growth:
+    one, three = count(1), count(3)
+    return Growth(max(one - (three - one) / 2, 0.0), (three - one) / 2)
+
+
+def _predict(backbone: LatentDiffusion, rows: int, latents: tuple[int, ...]) -> torch.Tensor:
+    timesteps = torch.ones(rows, dtype=torch.long)
+    return backbone.predict(torch.zeros(rows, *latents), timesteps, backbone.blank_prompt(rows))
+
+
+def _forward_bytes(backbone: LatentDiffusion, rows: int, latents: tuple[int, ...]) -> int:
+    with torch.no_grad(), _counting() as alive:
+        _predict(backbone, rows, latents)
+    return alive.peak
+
+
+def _training_bytes(
+    backbone: LatentDiffusion,
+    rows: int,
+    latents: tuple[int, ...],
+    lora: LoraConfig,
+    dtype: torch.dtype,
+    *,
+    checkpointing: bool,
+) -> int:
+    pack = LoRAPack(backbone.unet, lora, rows, dtype=dtype)
+    pack.train()
+    if checkpointing:
+        backbone.unet.enable_gradient_checkpointing()
+        backbone.unet.train()
+    with _counting() as alive, pack.rows(Rows(None)):
+        _predict(backbone, rows, latents).float().sum().backward()
+    pack.detach()
+    backbone.unet.disable_gradient_checkpointing()
+    backbone.unet.eval()
+    return alive.peak
+
+
+def _decode_bytes(backbone: LatentDiffusion, latents: tuple[int, ...]) -> int:
+    channels = backbone.vae.config["latent_channels"]
+    with torch.no_grad(), _counting() as alive:
+        backbone.vae.decode(torch.zeros(1, channels, *latents[1:], dtype=backbone.vae.dtype))
+    return alive.peak
