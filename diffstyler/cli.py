@@ -116,21 +116,19 @@ def _inspect(arguments: list[str]) -> None:
 
 
 def _export(arguments: list[str]) -> None:
-    from diffstyler.adapters import inspect_lora, read_lora, save_kohya
+    from diffstyler.adapters import FAMILIES, inspect_lora, kohya_family, read_lora, save_kohya
 
     parser = argparse.ArgumentParser("diffstyler export", description="Write a LoRA for other tools.")
     parser.add_argument("lora", type=Path, help="its folder or .safetensors file")
     parser.add_argument("--format", choices=["kohya"], default="kohya")
     parser.add_argument("--output", type=Path, required=True, help="the .safetensors file to write")
-    parser.add_argument("--family", choices=["sd1", "sd2", "sdxl"], help="of the model; default: as its shapes say")
+    parser.add_argument("--family", choices=FAMILIES, help="of the model; default: as its weights and metadata say")
     parser.add_argument("--title", help="default: the output's name")
     chosen = parser.parse_args(arguments)
-    facts = inspect_lora(chosen.lora)
-    family = str(chosen.family or facts["family"])
-    if family not in {"sd1", "sd2", "sdxl"}:
-        raise ValueError(f"{chosen.lora}: its shapes tell no family that other tools know ({family}); name --family")
+    lora, facts = read_lora(chosen.lora), inspect_lora(chosen.lora)
+    family = chosen.family or kohya_family(facts)
     title, prompt = chosen.title or chosen.output.stem, str(facts["prompt"] or "")
-    print(save_kohya(chosen.output, read_lora(chosen.lora), family=family, title=title, trigger=prompt))
+    print(save_kohya(chosen.output, lora, family=family, title=title, trigger=prompt))
 
 
 def _fetch_fastsam(arguments: list[str]) -> None:

@@ -57,6 +57,8 @@ class Stylizer(lightning.LightningModule):
         content_lora: whether inversion and source row run under the content picture's own LoRA: "found" where the
             library has one, "required" always, "off" never (under the base model).
         masker: finds what mask prompts name; by default the base model's own attention.
+        on_partial_lora: what a LoRA means that matches the model in part, or has keys that no tool's dialect knows: an
+            "error", or, with "warn", what matches acts and the rest is left out.
         on_empty_mask: what a mask that finds nothing means: "error" for that picture, "skip" the region, or the
             "whole" picture.
         feather: width of the soft border of a mask that has none of its own, as a fraction of the short side, to both
@@ -84,6 +86,7 @@ class Stylizer(lightning.LightningModule):
         injection: Injection | None = None,
         initial: InitialLatents | None = None,
         content_lora: Literal["found", "required", "off"] = "found",
+        on_partial_lora: Literal["error", "warn"] = "error",
         masker: Masker | None = None,
         on_empty_mask: Literal["error", "skip", "whole"] = "error",
         feather: float = 0.02,
@@ -100,7 +103,7 @@ class Stylizer(lightning.LightningModule):
         if not 0 <= feather <= 0.5:
             raise ValueError(f"model.feather: expected a fraction of the short side in 0 … 0.5, got {feather}")
         self.backbone = backbone if backbone is not None else StableDiffusion()
-        self.shelf = AdapterShelf(LoRALibrary(lora_dir), self.backbone)
+        self.shelf = AdapterShelf(LoRALibrary(lora_dir), self.backbone, allow_partial=on_partial_lora == "warn")
         self.writer = StylizationWriter(output_dir) if output_dir is not None else None
         self.cache = TrajectoryCache(cache_dir)
         self.num_inference_steps = num_inference_steps
@@ -119,7 +122,7 @@ class Stylizer(lightning.LightningModule):
         self.keep_outside = keep_outside
         self.resolution = resolution
         self.rows_per_call = rows_per_call
-        self._prompts: dict[str, PromptEmbeds] = {}
+        self._prompts: dict[tuple[str, str | None, float], PromptEmbeds] = {}
 
     # ---- the method
 
@@ -185,7 +188,7 @@ class Stylizer(lightning.LightningModule):
                 denoiser,
                 [z_0],
                 self.backbone.sampling_schedule(steps),
-                self._embed(""),
+                self._embed("", adapter),
                 slot=self.shelf.slot(adapter),
                 refinements=self.inversion_refinements,
             )[0]
@@ -204,16 +207,18 @@ class Stylizer(lightning.LightningModule):
         x_T = initial_latents(z_T, starts, [region.mask for _, region in first])
         if self.fusion.outside is not None:
             regions = [self._outside(self.fusion.outside), *regions]
-        return Canvas(x_T, content, tuple(regions), self.shelf.slot(work.content_adapter))
+        source_prompt = self._embed("", work.content_adapter)
+        return Canvas(x_T, content, tuple(regions), self.shelf.slot(work.content_adapter), source_prompt)
 
     def _region(self, style: Style, latents: torch.Tensor) -> Region:
-        mask = style.mask
+        mask, adapter, strength = style.mask, style.adapter, style.region.strength
         return Region(
-            slot=self.shelf.slot(style.adapter),
-            prompt=self._embed(style.prompt),
-            negative_prompt=self._embed(style.negative_prompt),
+            slot=self.shelf.slot(adapter),
+            prompt=self._embed(style.prompt, adapter, strength),
+            negative_prompt=self._embed(style.negative_prompt, adapter, strength),
+            source_prompt=self._embed("", adapter, strength),
             guidance_scale=style.guidance_scale,
-            strength=style.region.strength,
+            strength=strength,
             mask=None
             if mask is None
             else self.fusion.latent_mask(mask, (latents.shape[1], latents.shape[2])).to(latents),
@@ -268,8 +273,10 @@ class Stylizer(lightning.LightningModule):
 
     def on_predict_start(self) -> None:
         """Raises:
+        ForeignLoRAError: a LoRA does not match the model.
         ValueError: the inversion's grid does not hold the sampling grid's timesteps.
         """
+        self.shelf.match()
         grids = [self.backbone.sampling_schedule(n) for n in (self.num_inference_steps, self._inversion_steps)]
         sampling, inversion = (set(grid.timesteps.tolist()) for grid in grids)
         if not sampling <= inversion:
@@ -344,10 +351,14 @@ class Stylizer(lightning.LightningModule):
     def _inversion_steps(self) -> int:
         return self.inversion_steps or self.num_inference_steps
 
-    def _embed(self, prompt: str) -> PromptEmbeds:
-        if prompt not in self._prompts:
-            self._prompts[prompt] = self.backbone.encode_prompt([prompt])
-        return self._prompts[prompt]
+    def _embed(self, prompt: str, adapter: AdapterFile | None = None, strength: float = 1.0) -> PromptEmbeds:
+        """One prompt's conditioning under an adapter; without a text-encoder part, or at strength 0, the base's."""
+        acts = strength != 0 and self.shelf.changes_text(adapter)
+        key = (prompt, adapter.sha256, strength) if acts and adapter else (prompt, None, 1.0)
+        if key not in self._prompts:
+            with self.shelf.encoding(adapter if acts else None, strength):
+                self._prompts[key] = self.backbone.encode_prompt([prompt])
+        return self._prompts[key]
 
     @property
     def _data(self) -> TriplesToMake:

@@ -1,19 +1,13 @@
 """LoRA adapters: many on one frozen model, files in and out, and a library of fitted ones."""
 
-from diffstyler.adapters.files import (
-    WEIGHTS_NAME,
-    LoRA,
-    LoRAFileError,
-    lora_scale,
-    read_lora,
-    save_kohya,
-    save_lora,
-)
+from diffstyler.adapters.files import WEIGHTS_NAME, LoRA, LoRAFileError, lora_files, lora_scale, read_lora, save_lora
 from diffstyler.adapters.inspection import inspect_lora
+from diffstyler.adapters.kohya import FAMILIES, kohya_family, save_kohya
 from diffstyler.adapters.library import FittedLoRA, LoRAIdentity, LoRALibrary, read_record
-from diffstyler.adapters.pack import LoRAPack, Rows, pack_for
+from diffstyler.adapters.pack import LoRAPack, Rows, match_modules, pack_for, renamed
 
 __all__ = [
+    "FAMILIES",
     "WEIGHTS_NAME",
     "FittedLoRA",
     "LoRA",
@@ -23,10 +17,14 @@ __all__ = [
     "LoRAPack",
     "Rows",
     "inspect_lora",
+    "kohya_family",
+    "lora_files",
     "lora_scale",
+    "match_modules",
     "pack_for",
     "read_lora",
     "read_record",
+    "renamed",
     "save_kohya",
     "save_lora",
 ]
