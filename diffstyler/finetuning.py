@@ -242,6 +242,7 @@ class LoRAFinetuner(lightning.LightningModule):
         if not self.farm.waiting:
             log.info("every picture has its LoRA in %s", self.library.lora_dir)
             return
+        self.backbone.prepare(self.device)
         dtype = torch.float64 if self.trainer.precision == "64-true" else torch.float32
         self.pack = LoRAPack(self.backbone.unet, self._pack_config(), self._width, device=self.device, dtype=dtype)
         self.pack.train()
@@ -328,6 +329,7 @@ class LoRAFinetuner(lightning.LightningModule):
             "gradient_clip": picture.gradient_clip or self.gradient_clip,
             **self._mask_settings(picture),
             "precision": str(self.trainer.precision),
+            **self.backbone.settings,
         }
         return LoRAIdentity(picture.role, picture.path.stem, picture.sha256, self.backbone.fingerprint(), settings)
 

@@ -64,8 +64,9 @@ def preview_masks(
     check_masks(triples)
     masker = masker if masker is not None else AttentionMasker()
     backbone = (backbone if backbone is not None else StableDiffusion()).load()
-    cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
-    masker.setup(backbone.to("cuda" if cuda else "cpu"))
+    chosen = torch.device("cuda" if device == "auto" and torch.cuda.is_available() else device.replace("auto", "cpu"))
+    backbone.to(chosen).prepare(chosen)
+    masker.setup(backbone)
     failures = []
     for triple in track(triples, "masks"):
         try:

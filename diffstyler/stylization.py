@@ -180,6 +180,7 @@ class Stylizer(lightning.LightningModule):
             "refinements": self.inversion_refinements,
             "precision": str(self.trainer.precision),
             "rows_per_call": self.rows_per_call,
+            **self.backbone.settings,
         }
         known = self.cache.get(key)
         if known is None:
@@ -284,6 +285,7 @@ class Stylizer(lightning.LightningModule):
                 f"model.inversion_steps {self.inversion_steps}: its grid misses {len(sampling - inversion)} of the "
                 f"{self.num_inference_steps} sampling timesteps; use 999, or leave it out"
             )
+        self.backbone.prepare(self.device)
         self.masker.setup(self.backbone)
 
     def on_predict_end(self) -> None:

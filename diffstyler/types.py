@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -49,19 +50,27 @@ class Triple:
 
 @dataclass(frozen=True)
 class PromptEmbeds:
-    """Text conditioning of B rows: token embeddings (B, L, D) of the text encoder's last used layer."""
+    """Text conditioning of B rows: token embeddings (B, L, D) of the text encoder's last used layer.
+
+    ``pooled`` (B, E): one embedding of the whole prompt, of families that have it.
+    """
 
     tokens: torch.Tensor
+    pooled: torch.Tensor | None = None
 
     def __getitem__(self, rows: slice | torch.Tensor | list[int]) -> PromptEmbeds:
-        return PromptEmbeds(self.tokens[rows])
+        return self._each(lambda tensor: tensor[rows])
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> PromptEmbeds:
-        return PromptEmbeds(self.tokens.to(device, dtype))
+        return self._each(lambda tensor: tensor.to(device, dtype))
+
+    def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> PromptEmbeds:
+        return PromptEmbeds(change(self.tokens), None if self.pooled is None else change(self.pooled))
 
     @staticmethod
     def cat(parts: list[PromptEmbeds]) -> PromptEmbeds:
-        return PromptEmbeds(torch.cat([p.tokens for p in parts]))
+        pooled = [part.pooled for part in parts if part.pooled is not None]
+        return PromptEmbeds(torch.cat([part.tokens for part in parts]), torch.cat(pooled) if pooled else None)
 
 
 @dataclass(frozen=True)

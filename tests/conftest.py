@@ -10,7 +10,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNe
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from diffstyler.backbones import StableDiffusion
-from diffstyler.backbones.stable_diffusion import EMBEDDED
+from diffstyler.backbones.source import EMBEDDED
 
 torch.set_num_threads(2)
 
@@ -49,6 +49,20 @@ def tiny_dir(request: pytest.FixtureRequest, tiny_dirs: dict[str, Path]) -> Path
 def tiny(tiny_dir: Path) -> StableDiffusion:
     """The tiny model, loaded; every test has its own copy."""
     return copy.deepcopy(_loaded(tiny_dir))
+
+
+@pytest.fixture(scope="session")
+def families(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A folder for each family (sd1, sd2, sdxl): ``model``, a diffusers directory, and ``model.safetensors``."""
+    from families import FAMILIES, save_original, tiny_pipeline
+
+    folders = {}
+    for family in FAMILIES:
+        folders[family] = tmp_path_factory.mktemp(family)
+        pipeline = tiny_pipeline(family)
+        pipeline.save_pretrained(folders[family] / "model")
+        save_original(pipeline, folders[family] / "model.safetensors")
+    return folders
 
 
 @lru_cache

@@ -121,7 +121,9 @@ def test_a_long_prompt_is_cut_with_a_warning(tiny, caplog):
 
 @pytest.mark.parametrize("model", ["/no/such/place", "./nowhere", "~/nowhere", "nowhere", "a/b/c"])
 def test_a_missing_path_is_named_at_once(model):
-    with pytest.raises(ValueError, match=rf"model '{model}': no such directory; expected 'embedded', a diffusers"):
+    with pytest.raises(
+        ValueError, match=rf"model '{model}': no such directory or file; expected 'embedded', a diffusers"
+    ):
         StableDiffusion(model)
 
 
@@ -132,5 +134,5 @@ def test_a_folder_that_is_no_model(tmp_path):
 
 def test_another_family_is_refused(tmp_path):
     (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "FluxPipeline"}))
-    with pytest.raises(ValueError, match="is a FluxPipeline; StableDiffusion expects StableDiffusionPipeline"):
+    with pytest.raises(ValueError, match=r"is a FluxPipeline; expected a StableDiffusionPipeline: choose"):
         StableDiffusion(str(tmp_path)).load()

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizer
 
-from diffstyler.backbones.stable_diffusion import EMBEDDED
+from diffstyler.backbones.source import EMBEDDED
 from diffstyler.masking import NothingFoundError, fastsam
 from diffstyler.masking.fastsam import FastSAMMasker, fetch_weights
 

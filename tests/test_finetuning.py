@@ -194,18 +194,19 @@ def test_each_row_of_a_fit_manifest_has_its_own_settings(tiny_dir, pictures, tmp
         f"{pictures[1]},,,4,,,,\n"
         f"{pictures[2]},,,,,7,,\n"
     )
-    packed = finetune(tiny_dir, tmp_path / "packed", [], jobs=tmp_path / "jobs.csv", pack_size=3)
+    exact = {"precision": "64-true"}
+    packed = finetune(tiny_dir, tmp_path / "packed", [], jobs=tmp_path / "jobs.csv", pack_size=3, **exact)
     ranks = {name: len(next(iter(state.values()))) for name, state in packed.items()}
     assert ranks == {"red": 2, "green": 4, "blue": 7}
     own = {"prompt": "a red square", "seed": 5, "steps": 2, "rank": 2, "alpha": 6, "gradient_clip": 0.5}
     adamw = {"optimizer": lambda params: torch.optim.AdamW(params, lr=2e-3)}
     alone = {
-        **finetune(tiny_dir, tmp_path / "red", pictures[:1], **own, **adamw),
-        **finetune(tiny_dir, tmp_path / "green", pictures[1:2], steps=4),
-        **finetune(tiny_dir, tmp_path / "blue", pictures[2:], rank=7),
+        **finetune(tiny_dir, tmp_path / "red", pictures[:1], **own, **adamw, **exact),
+        **finetune(tiny_dir, tmp_path / "green", pictures[1:2], steps=4, **exact),
+        **finetune(tiny_dir, tmp_path / "blue", pictures[2:], rank=7, **exact),
     }
-    for name in packed:
-        assert distance(packed[name], alone[name]) < 1e-4
+    for name in packed:  # the files hold 32 bits
+        assert distance(packed[name], alone[name]) < 1e-7
     keys = [{e.identity.key for f in fs for e in LoRALibrary(tmp_path / f).entries()} for fs in (["packed"], alone)]
     assert keys[0] == keys[1]  # however it is asked for, it is the same LoRA
 

@@ -9,8 +9,8 @@ import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
 from torch.utils.flop_counter import FlopCounterMode
 
-from diffstyler.backbones import Backbone, Schedule, StableDiffusion
-from diffstyler.backbones.stable_diffusion import SITES
+from diffstyler.backbones import Backbone, Schedule, StableDiffusion, StableDiffusionXL
+from diffstyler.backbones.latent_diffusion import find_sites
 from diffstyler.types import PromptEmbeds
 
 SHAPES = {
@@ -46,7 +46,6 @@ class RandomBackbone(Backbone):
     def __init__(self, shape: str) -> None:
         super().__init__()
         self.shape = SHAPES[shape]
-        self.sites = SITES
         self.resolution = 8 * self.shape["sample_size"]
         self.scheduler = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
         self.alphas_cumprod = self.scheduler.alphas_cumprod.double()
@@ -55,6 +54,8 @@ class RandomBackbone(Backbone):
         if "unet" not in self._modules:
             with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
                 self.unet = UNet2DConditionModel(**self.shape).to(dtype).requires_grad_(False).eval()
+            family = StableDiffusionXL if "addition_embed_type" in self.shape else StableDiffusion
+            self.sites = find_sites(self.unet, family)
         return self
 
     def fingerprint(self) -> str:
@@ -62,6 +63,10 @@ class RandomBackbone(Backbone):
 
     def identity(self) -> dict[str, str]:
         return {"name": "random", "family": type(self).__name__, "sha256": self.fingerprint()}
+
+    @property
+    def text_encoders(self) -> dict[str, torch.nn.Module]:
+        return {}
 
     def sampling_schedule(self, num_inference_steps: int) -> Schedule:
         timesteps = torch.arange(num_inference_steps).flip(0) * (1000 // num_inference_steps) + 1
@@ -88,10 +93,6 @@ class RandomBackbone(Backbone):
             more["added_cond_kwargs"] = {"text_embeds": texts, "time_ids": times}
         tokens = prompt.tokens.to(dtype)
         return self.unet(latents.to(dtype), timesteps, encoder_hidden_states=tokens, **more).sample
-
-    @property
-    def text_encoders(self) -> dict[str, torch.nn.Module]:
-        return {}
 
     def park_encoders(self, device: torch.device | str) -> None:
         pass

@@ -47,13 +47,37 @@ class Backbone(nn.Module, ABC):
     def load(self, dtype: torch.dtype = torch.float32) -> Backbone:
         """Read the weights (once; a later call only checks the dtype) and return self."""
 
+    def check(self) -> None:
+        """Whether the files are there, whole, and of this family; reads no weights.
+
+        Raises:
+            ValueError: what is wrong, and what to do.
+        """
+
+    def prepare(self, device: torch.device) -> None:
+        """Called once when the loaded model is on the device that it is to run on: choose what runs there.
+
+        Raises:
+            ValueError: a wish cannot be honored there.
+        """
+
     @abstractmethod
     def fingerprint(self) -> str:
         """sha256 (hex) of the weight files, known without loading them."""
 
     @abstractmethod
     def identity(self) -> dict[str, str]:
-        """The model's name, family and hash, for provenance."""
+        """The model's name, family and hash, and what else tells it from others, for provenance."""
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """What changes its numbers besides weights and precision, as plain values; empty where nothing does."""
+        return {}
+
+    @property
+    @abstractmethod
+    def text_encoders(self) -> dict[str, nn.Module]:
+        """By the names that LoRA files have for them: ``text_encoder``, ``text_encoder_2``."""
 
     @abstractmethod
     def sampling_schedule(self, num_inference_steps: int) -> Schedule:
@@ -78,11 +102,6 @@ class Backbone(nn.Module, ABC):
     @abstractmethod
     def predict(self, latents: torch.Tensor, timesteps: torch.Tensor, prompt: PromptEmbeds) -> torch.Tensor:
         """The raw output of the UNet for (B, C, h, w) latents at (B,) timesteps: ε or v."""
-
-    @property
-    @abstractmethod
-    def text_encoders(self) -> dict[str, nn.Module]:
-        """The loaded text encoders, by the names that LoRA files give them: ``text_encoder``, ``text_encoder_2``."""
 
     @abstractmethod
     def park_encoders(self, device: torch.device | str) -> None:

@@ -144,8 +144,13 @@ class AttentionMasker(Masker):
         return [start + k for word, begin, end in spans if word in own for k in range(begin, end)]
 
     def _spread(self, found: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
-        """S M, with S the self-attention at the latent grid's positions, mean over layers and noise levels."""
-        return torch.cat(list(self.recorder.own(math.prod(grid)).values())).mean(0) @ found
+        """S M, with S the finest self-attention, mean over its layers and noise levels; M (h w,) on the latent grid."""
+        spread = self.recorder.finest_own()
+        coarse = _grid_of(grid, len(spread))
+        if coarse == grid:
+            return spread @ found
+        small = functional.adaptive_avg_pool2d(found.view(1, 1, *grid), coarse).flatten()
+        return functional.interpolate((spread @ small).view(1, 1, *coarse), grid, mode="bilinear").flatten()
 
     def _cut(self, found: torch.Tensor, grid: tuple[int, int], picture: Image.Image) -> torch.Tensor:
         """A map with peak 1 on the grid, (h w,) -> the mask at the picture's size."""
@@ -157,14 +162,19 @@ class AttentionMasker(Masker):
 
 def _as_picture(values: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
     """(L,) in the aspect of ``grid``, as (1, 1, h', w')."""
-    shrink = round(math.sqrt(math.prod(grid) / len(values)))
-    return values.view(1, 1, math.ceil(grid[0] / shrink), -1)
+    return values.view(1, 1, *_grid_of(grid, len(values)))
+
+
+def _grid_of(grid: tuple[int, int], positions: int) -> tuple[int, int]:
+    """The latent grid (h, w) as a layer of so many positions sees it."""
+    height = math.ceil(grid[0] / round(math.sqrt(math.prod(grid) / positions)))
+    return height, positions // height
 
 
 class AttentionRecorder:
     """Attention probabilities of the latest forward, worked out from the queries and keys of the layers.
 
-    Use it as ``with recorder.recording(): unet(…)``, then ask for :meth:`cross` or :meth:`own`.
+    Use it as ``with recorder.recording(): unet(…)``, then ask for :meth:`cross` or :meth:`finest_own`.
     """
 
     def __init__(self, unet: nn.Module) -> None:
@@ -189,20 +199,22 @@ class AttentionRecorder:
         """For each cross-attention layer (rows, L, tokens), mean over heads: softmax(q kᵀ / √d)."""
         return {name: self._probabilities(name) for name in self.layers if name.endswith(".attn2")}
 
-    def own(self, positions: int) -> dict[str, torch.Tensor]:
-        """For each self-attention layer of so many positions L: (rows, L, L), mean over heads."""
-        return {
-            name: self._probabilities(name)
-            for name in self.layers
-            if name.endswith(".attn1") and self._seen[name, "to_q"].shape[1] == positions
-        }
+    def finest_own(self) -> torch.Tensor:
+        """Self-attention (L, L) where there are the most positions L, mean over such layers, rows and heads."""
+        positions = {name: self._seen[name, "to_q"].shape[1] for name in self.layers if name.endswith(".attn1")}
+        finest = [name for name, count in positions.items() if count == max(positions.values())]
+        total = sum(self._probabilities(name).mean(0) for name in finest)
+        assert isinstance(total, torch.Tensor)
+        return total / len(finest)
 
     def _probabilities(self, name: str) -> torch.Tensor:
         heads, scale = self.layers[name].heads, self.layers[name].scale
         assert isinstance(heads, int)
         assert isinstance(scale, float)
         q, k = (self._seen[name, part].float().unflatten(-1, (heads, -1)).transpose(1, 2) for part in ("to_q", "to_k"))
-        return (q @ k.mT * scale).softmax(-1).mean(1)
+        total = sum((q[:, head] @ k[:, head].mT * scale).softmax(-1) for head in range(heads))  # one at a time: memory
+        assert isinstance(total, torch.Tensor)
+        return total / heads
 
     def _keep(self, name: str, part: str):  # noqa: ANN202
         def hook(module: nn.Module, args: tuple, output: torch.Tensor) -> None:
