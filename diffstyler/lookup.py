@@ -18,6 +18,9 @@ from diffstyler.types import Triple
 
 log = logging.getLogger(__name__)
 
+#: LoRAs that stay in the pack for later pictures, where one picture needs no more
+KEPT = 16
+
 
 @dataclass(frozen=True)
 class AdapterFile:
@@ -47,7 +50,8 @@ class AdapterShelf:
         self.library = library
         self.backbone = backbone
         self.pack: LoRAPack | None = None
-        self._packed: tuple[Path, ...] = ()
+        self._packed: list[Path | None] = []  # by slot
+        self._recent: list[Path] = []  # the latest last
         self._files: dict[Path, AdapterFile] = {}
         self._styles: dict[tuple[Path, str], AdapterFile] = {}
         self._pictures: dict[tuple[str, str, str], AdapterFile] = {}
@@ -82,17 +86,18 @@ class AdapterShelf:
         return self._pictures.get(("content", sha256, "everything"))
 
     def load(self, wanted: set[Path], device: torch.device) -> None:
-        """Bring these LoRA files into the pack; its rank and modules are those of the whole run."""
-        if wanted <= set(self._packed):
-            return
-        self.close()
-        rank = max(adapter.rank for adapter in self._files.values())
-        modules = sorted({name for adapter in self._files.values() for name in adapter.modules})
-        self._packed = tuple(sorted(wanted))
-        config = LoraConfig(r=rank, target_modules=modules)
-        self.pack = LoRAPack(self.backbone.unet, config, len(self._packed), device=device)
-        for slot, path in enumerate(self._packed):
+        """Bring these LoRA files into the pack, in place of those not asked for the longest.
+
+        The pack's rank and modules are those of the whole run.
+        """
+        if len(wanted) > len(self._packed):
+            self._open_pack(max(len(wanted), min(KEPT, len(self._files))), device)
+        self._recent = [*(path for path in self._recent if path not in wanted), *sorted(wanted)]
+        for path in sorted(wanted - set(self._packed)):
+            slot = min(range(len(self._packed)), key=lambda slot: self._last_use(self._packed[slot]))
+            assert self.pack is not None
             self.pack.load_slot(slot, read_lora(path).state, scale=self._files[path].scale)
+            self._packed[slot] = path
 
     def slot(self, adapter: AdapterFile | None) -> int | None:
         """The adapter's place in the pack."""
@@ -102,7 +107,17 @@ class AdapterShelf:
         """Take the pack off the model."""
         if self.pack is not None:
             self.pack.detach()
-        self.pack, self._packed = None, ()
+        self.pack, self._packed = None, []
+
+    def _open_pack(self, slots: int, device: torch.device) -> None:
+        self.close()
+        rank = max(adapter.rank for adapter in self._files.values())
+        modules = sorted({name for adapter in self._files.values() for name in adapter.modules})
+        self.pack = LoRAPack(self.backbone.unet, LoraConfig(r=rank, target_modules=modules), slots, device=device)
+        self._packed = [None] * slots
+
+    def _last_use(self, path: Path | None) -> int:
+        return -1 if path is None else self._recent.index(path)
 
     def _look_up(self, role: str, picture: Path, mask: str = "everything") -> AdapterFile | None:
         sha256 = picture_sha256(load_image(picture))
