@@ -11,7 +11,8 @@ import re
 import signal
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import NoReturn
@@ -67,16 +68,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _fit(arguments: list[str]) -> None:
-    from lightning.pytorch.utilities.exceptions import SIGTERMException
-
     from diffstyler.data import FitData
     from diffstyler.finetuning import LoRAFinetuner
 
     cli = _lightning_cli("fit", arguments, LoRAFinetuner, FitData, ("lora_dir",))
-    try:
+    with _exit_code_of_sigterm():
         cli.trainer.fit(cli.model, datamodule=cli.datamodule)
-    except SIGTERMException as error:  # without an exit code of its own
-        raise SystemExit(128 + signal.SIGTERM) from error
     if cli.trainer.is_global_zero:
         for entry in cli.model.finished:
             print(entry.folder)
@@ -87,9 +84,20 @@ def _predict(arguments: list[str]) -> None:
     from diffstyler.stylization import Stylizer
 
     cli = _lightning_cli("predict", arguments, Stylizer, PredictData, ("lora_dir", "output_dir"))
-    cli.trainer.predict(cli.model, datamodule=cli.datamodule, return_predictions=False)
-    if cli.model.writer is not None:
+    with _exit_code_of_sigterm():
+        cli.trainer.predict(cli.model, datamodule=cli.datamodule, return_predictions=False)
+    if cli.model.writer is not None and cli.trainer.is_global_zero:
         print(cli.model.writer.output_dir / "index.html")
+
+
+@contextmanager
+def _exit_code_of_sigterm() -> Iterator[None]:
+    from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+    try:
+        yield
+    except SIGTERMException as error:  # without an exit code of its own
+        raise SystemExit(128 + signal.SIGTERM) from error
 
 
 def _masks(arguments: list[str]) -> None:

@@ -31,6 +31,9 @@ from diffstyler.types import Triple
 
 log = logging.getLogger(__name__)
 
+#: LoRAs that stay in the pack for later pictures, where one picture needs no more
+KEPT = 16
+
 
 #: so many of what does not match a model are named
 NAMES_SHOWN = 3
@@ -76,7 +79,8 @@ class AdapterShelf:
         self.backbone = backbone
         self.allow_partial = allow_partial
         self._packs: dict[str, LoRAPack] = {}
-        self._packed: tuple[Path, ...] = ()
+        self._packed: list[Path | None] = []  # by slot
+        self._recent: list[Path] = []  # the latest last
         self._outlines: dict[Path, LoRA] = {}
         self._matched: dict[Path, Matched] = {}
         self._styles: dict[tuple[Path, str], AdapterFile] = {}
@@ -123,18 +127,20 @@ class AdapterShelf:
                 self._matched[path] = self._match(outline)
 
     def load(self, wanted: set[Path], device: torch.device) -> None:
-        """Bring these LoRA files into packs; their ranks and modules are those of the whole run."""
-        if wanted <= set(self._packed):
-            return
-        self.close()
-        self._packed = tuple(sorted(wanted))
-        parts = sorted({part for matched in self._matched.values() for part in matched.modules})
-        self._packs = {part: self._empty_pack(part, device) for part in parts}
-        for slot, path in enumerate(self._packed):
+        """Bring these LoRA files into the packs, in place of those not asked for the longest.
+
+        The packs' ranks and modules are those of the whole run.
+        """
+        if len(wanted) > len(self._packed):
+            self._open_packs(max(len(wanted), min(KEPT, len(self._outlines))), device)
+        self._recent = [*(path for path in self._recent if path not in wanted), *sorted(wanted)]
+        for path in sorted(wanted - set(self._packed)):
+            slot = min(range(len(self._packed)), key=lambda slot: self._last_use(self._packed[slot]))
             lora = read_lora(path, allow_partial=self.allow_partial)
             for part, names in self._matched[path].modules.items():
                 scale = lora.scale if part == "unet" else 1.0
                 self._packs[part].load_slot(slot, renamed(lora.parts[part], names), scale=scale)
+            self._packed[slot] = path
 
     @property
     def pack(self) -> LoRAPack | None:
@@ -164,16 +170,25 @@ class AdapterShelf:
         """Take the packs off the model."""
         for pack in self._packs.values():
             pack.detach()
-        self._packs, self._packed = {}, ()
+        self._packs, self._packed = {}, []
 
     def _text_parts(self, adapter: AdapterFile) -> list[str]:
         return [part for part in self._matched[adapter.path].modules if part != "unet"]
 
-    def _empty_pack(self, part: str, device: torch.device) -> LoRAPack:
+    def _open_packs(self, slots: int, device: torch.device) -> None:
+        self.close()
+        parts = sorted({part for matched in self._matched.values() for part in matched.modules})
+        self._packs = {part: self._empty_pack(part, slots, device) for part in parts}
+        self._packed = [None] * slots
+
+    def _empty_pack(self, part: str, slots: int, device: torch.device) -> LoRAPack:
         those = [matched for matched in self._matched.values() if part in matched.modules]
         modules = sorted({name for matched in those for name in matched.modules[part].values()})
         config = LoraConfig(r=max(matched.ranks[part] for matched in those), target_modules=modules)
-        return LoRAPack(self._models[part], config, len(self._packed), device=device)
+        return LoRAPack(self._models[part], config, slots, device=device)
+
+    def _last_use(self, path: Path | None) -> int:
+        return -1 if path is None else self._recent.index(path)
 
     @property
     def _models(self) -> dict[str, nn.Module]:

@@ -12,6 +12,7 @@ from typing import Literal, Protocol
 
 import lightning
 import torch
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from diffstyler.adapters import LoRALibrary
 from diffstyler.backbones import Backbone, StableDiffusion
@@ -128,6 +129,8 @@ class Stylizer(lightning.LightningModule):
 
     def predict_step(self, batch: list[Triple], batch_idx: int) -> list[Stylized | Failed]:
         """Pictures of one batch: those of equal size are made together."""
+        if self.trainer.received_sigterm:
+            raise SIGTERMException
         outcomes: list[Stylized | Failed] = []
         works = []
         for triple in batch:
@@ -138,8 +141,19 @@ class Stylizer(lightning.LightningModule):
             except (ValueError, OSError) as error:
                 outcomes.append(Failed(triple.id, triple.origin, str(error)))
         for _, same_size in groupby(sorted(works, key=lambda w: w.size), key=lambda w: w.size):
-            outcomes += self._stylize(list(same_size))
+            outcomes += self._stylize_or_fail(list(same_size))
         return outcomes
+
+    def _stylize_or_fail(self, works: list[Work]) -> list[Stylized | Failed]:
+        """Where a batch fails, each picture is tried alone, so that only those fail that must."""
+        try:
+            return [*self._stylize(works)]
+        except (ValueError, RuntimeError, OSError) as error:
+            if len(works) > 1:
+                return [outcome for work in works for outcome in self._stylize_or_fail([work])]
+            triple = works[0].triple
+            log.error("%s: %s", triple.origin or triple.id, error, exc_info=log.isEnabledFor(logging.DEBUG))
+            return [Failed(triple.id, triple.origin, f"{type(error).__name__}: {error}")]
 
     @torch.no_grad()
     def _stylize(self, works: list[Work]) -> list[Stylized]:

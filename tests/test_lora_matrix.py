@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 
 from diffstyler.adapters import LoRA, LoRAPack, Rows, match_modules, read_lora, renamed, save_kohya, save_lora
-from diffstyler.backbones.stable_diffusion import EMBEDDED
+from diffstyler.backbones.source import EMBEDDED
 
 TEXT = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]
 #: of the UNet, and of the text encoders
