@@ -19,7 +19,7 @@ from torch.nn import functional
 from torch.optim.lr_scheduler import ConstantLR
 from torch.utils.tensorboard import SummaryWriter
 
-from diffstyler.adapters import FittedLoRA, LoRALibrary, LoRAPack, Rows, save_lora
+from diffstyler.adapters import FittedLoRA, LoRALibrary, LoRAPack, Rows, by_part, pack_of_parts, save_lora
 from diffstyler.backbones import Backbone, StableDiffusion
 from diffstyler.capacity import free_memory, optimizer_memory, step_memory, widest_pack
 from diffstyler.crops import Crops, FitPicture
@@ -101,6 +101,8 @@ class LoRAFinetuner(lightning.LightningModule):
         rank: r of the LoRA.
         alpha: the LoRA acts with alpha / rank; None = ``rank``, that is a scale of 1.
         target_modules: names (endings) of the modules that carry LoRA: linear layers or convolutions.
+        text_encoder_targets: the same for the text encoders, such as ``q_proj``, ``v_proj``; none = they stay as they
+            are. Prompts are then encoded in every step, under their LoRAs.
         batch_size: training rows of each LoRA in a step, in all ranks together.
         loss: what is minimized.
         optimizer: makes the optimizer of one LoRA from its parameters.
@@ -122,6 +124,7 @@ class LoRAFinetuner(lightning.LightningModule):
         rank: int = 16,
         alpha: int | None = None,
         target_modules: Sequence[str] = ATTENTION,
+        text_encoder_targets: Sequence[str] = (),
         batch_size: int = 1,
         loss: DiffusionLoss | None = None,
         optimizer: OptimizerFactory = lambda params: torch.optim.AdamW(params, lr=2e-4, weight_decay=1e-2),
@@ -146,6 +149,7 @@ class LoRAFinetuner(lightning.LightningModule):
             lora_alpha=rank if alpha is None else alpha,
             target_modules=list(target_modules),  # type: ignore[arg-type]
         )
+        self.text_encoder_targets = tuple(text_encoder_targets)
         self.alpha = alpha
         self.batch_size = batch_size
         self.loss = loss if loss is not None else NoiseLoss()
@@ -195,8 +199,7 @@ class LoRAFinetuner(lightning.LightningModule):
         some = next(iter(draws.values()))
         idle = Draw(*map(torch.zeros_like, (some.clean, some.noise, some.timesteps, some.mask)))
         rows = [draws.get(index, idle) for index in range(len(self.slots))]
-        empty = next(self._busy()).prompt
-        prompts = [slot.prompt if slot else empty for slot in self.slots for _ in range(len(some.timesteps))]
+        prompts = self._prompts(len(some.timesteps))
         timesteps = torch.cat([row.timesteps for row in rows])
         clean, noise = torch.cat([row.clean for row in rows]), torch.cat([row.noise for row in rows])
         dtype = self.pack.flat.dtype
@@ -204,7 +207,15 @@ class LoRAFinetuner(lightning.LightningModule):
         masked = any(slot.masks is not None for slot in self._busy())
         mask = torch.cat([row.mask for row in rows]).to(dtype) if masked else None
         noised = Noised(clean.to(dtype), noise.to(dtype), alphas, self.backbone.prediction_type, mask)
-        return noised, timesteps, PromptEmbeds.cat(prompts)
+        return noised, timesteps, prompts
+
+    def _prompts(self, rows: int) -> PromptEmbeds:
+        """Each slot's prompt ``rows`` times; where LoRAs reach the text encoders, encoded as these now are."""
+        if self.text_encoder_targets:
+            own = self.backbone.encode_prompt([slot.job.picture.prompt if slot else "" for slot in self.slots])
+            return own[[index for index in range(len(self.slots)) for _ in range(rows)]]
+        empty = next(self._busy()).prompt
+        return PromptEmbeds.cat([slot.prompt if slot else empty for slot in self.slots for _ in range(rows)])
 
     @torch.no_grad()
     def _look_at_held_out(self) -> None:
@@ -355,6 +366,7 @@ class LoRAFinetuner(lightning.LightningModule):
             max_steps=self.trainer.max_steps,
             crops=self._data.crops,
             lora_config=self.lora_config,
+            text_encoder_targets=self.text_encoder_targets,
             alpha=self.alpha,
             batch_size=self.batch_size,
             loss=self.loss,
@@ -367,9 +379,25 @@ class LoRAFinetuner(lightning.LightningModule):
 
     def _new_pack(self, width: int) -> LoRAPack:
         dtype = torch.float64 if self.trainer.precision == "64-true" else torch.float32
-        pack = LoRAPack(self.backbone.unet, self._pack_config(), width, device=self.device, dtype=dtype)
+        config, models = self._pack_config(), {"unet": self.backbone.unet}
+        if self.text_encoder_targets:
+            models |= self.backbone.text_encoders
+            configs = {part: config if part == "unet" else self._text_config(config) for part in models}
+            pack = pack_of_parts(models, configs, width, device=self.device, dtype=dtype)
+        else:
+            pack = LoRAPack(self.backbone.unet, config, width, device=self.device, dtype=dtype)
         pack.train()
         return pack
+
+    def _text_config(self, config: LoraConfig) -> LoraConfig:
+        return replace(config, target_modules=list(self.text_encoder_targets))  # type: ignore[arg-type]
+
+    def _park_encoders(self) -> None:
+        """Off the device; text encoders that LoRAs reach stay, because every step encodes prompts."""
+        self.backbone.park_encoders("cpu")
+        if self.text_encoder_targets:
+            for text_encoder in self.backbone.text_encoders.values():
+                text_encoder.to(self.device)
 
     def _pack_config(self) -> LoraConfig:
         """The largest rank among the jobs, done or not, so that it is the same when a run is taken up again."""
@@ -404,7 +432,7 @@ class LoRAFinetuner(lightning.LightningModule):
             )
             latents = torch.cat([self.backbone.encode_image(crop[None].to(self.device)) for crop in pixels])
             prompt = self.backbone.encode_prompt([job.picture.prompt])
-            self.backbone.park_encoders("cpu")
+            self._park_encoders()
         slot = open_slot(
             job,
             index,
@@ -443,7 +471,11 @@ class LoRAFinetuner(lightning.LightningModule):
         preview = self._preview(slot) if self.preview_steps else None
 
         def write(folder: Path) -> None:
-            save_lora(folder, self.pack.state_dict(slot.index, slot.job.config.r), slot.job.config)
+            state, config = self.pack.state_dict(slot.index, slot.job.config.r), slot.job.config
+            parts = by_part(state) if self.text_encoder_targets else {"unet": state}
+            unet = parts.pop("unet")
+            texts = {part: (own, self._text_config(config)) for part, own in parts.items()}
+            save_lora(folder, unet, config, text_encoders=texts, prediction_type=self.backbone.prediction_type)
             write_lora_report(folder, identity, picture.path, slot.losses, preview)
 
         self.farm.publish(slot.job, write, slot.history, slot.step)
@@ -479,13 +511,17 @@ class LoRAFinetuner(lightning.LightningModule):
         schedule = self.backbone.sampling_schedule(self.preview_steps)
         with torch.no_grad(), torch.compiler.set_stance("force_eager"):
             self.backbone.park_encoders(self.device)
-            nothing = self.backbone.encode_prompt([""])
+            nothing, prompt = self.backbone.encode_prompt([""]), slot.prompt
+            if self.text_encoder_targets:
+                with self.pack.rows(Rows(torch.tensor([slot.index] * 2, device=self.device))):
+                    both = self.backbone.encode_prompt(["", slot.job.picture.prompt])
+                nothing, prompt = both[[0]], both[[1]]
             generator = torch.Generator().manual_seed(slot.job.picture.seed)
             noise = torch.randn(slot.latents.shape[1:], generator=generator).to(self.device)
-            region = Region(slot.index, slot.prompt, nothing, guidance_scale=3.0)
+            region = Region(slot.index, prompt, nothing, guidance_scale=3.0)
             latents = generate(Denoiser(self.backbone, self.pack), noise, schedule, region)
             pixels = self.backbone.decode_latents(latents[None].float())[0]
-            self.backbone.park_encoders("cpu")
+            self._park_encoders()
         return to_image(pixels)
 
     def _log_loss(self, slot: Slot) -> None:
@@ -525,13 +561,14 @@ class LoRAFinetuner(lightning.LightningModule):
         with torch.no_grad():
             self.backbone.park_encoders(self.device)
             latents = self.backbone.encode_image(torch.zeros(1, 3, side, side, device=self.device))
-            prompts = PromptEmbeds.cat([self.backbone.encode_prompt([""])] * self.batch_size)
-            self.backbone.park_encoders("cpu")
+            prompt = self.backbone.encode_prompt([""])
+            self._park_encoders()
         rows = latents.expand(self.batch_size, -1, -1, -1)
         timesteps = torch.zeros(self.batch_size, dtype=torch.int64, device=self.device)
 
         def forward() -> torch.Tensor:
-            return self.backbone.predict(rows, timesteps, prompts).square().mean()
+            own = self.backbone.encode_prompt([""]) if self.text_encoder_targets else prompt
+            return self.backbone.predict(rows, timesteps, own[[0] * self.batch_size]).square().mean()
 
         with pack.rows(Rows(None)):
             step = step_memory(forward, self.backbone.parameters(), self.device)

@@ -21,7 +21,8 @@ from diffstyler.slots import FitJob, OptimizerFactory, SchedulerFactory
 class Recipe:
     """What determines a LoRA besides its picture; a picture's own settings go before it.
 
-    ``model`` is the frozen model's sha256, ``model_settings`` what else changes its numbers; the rest is named as in the finetuner, the data module and the Trainer.
+    ``model`` is the frozen model's sha256, ``model_settings`` what else changes its numbers; the rest is named as in
+    the finetuner, the data module and the Trainer.
     """
 
     model: str
@@ -30,6 +31,7 @@ class Recipe:
     max_steps: int
     crops: Crops
     lora_config: LoraConfig
+    text_encoder_targets: tuple[str, ...]
     alpha: int | None
     batch_size: int
     loss: DiffusionLoss
@@ -69,6 +71,7 @@ class Recipe:
             "rank": config.r,
             "alpha": config.lora_alpha,
             "target_modules": sorted(config.target_modules or ()),
+            **({"text_encoder_targets": sorted(self.text_encoder_targets)} if self.text_encoder_targets else {}),
             "crops": asdict(picture.own_crops(self.crops)),
             "loss": _describe(self.loss),
             **self._optimizer_settings(picture.learning_rate),

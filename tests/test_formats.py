@@ -127,6 +127,14 @@ def test_shapes_do_not_tell_which_stable_diffusion_2(tmp_path):
         kohya_family(facts)
 
 
+@pytest.mark.parametrize(("prediction_type", "family"), [("epsilon", "sd2-512"), ("v_prediction", "sd2-768-v")])
+def test_what_we_fit_says_which_stable_diffusion_2_it_is_for(tmp_path, prediction_type, family):
+    module = "mid_block.attentions.0.transformer_blocks.0.attn2.to_k"
+    state = {f"{module}.lora_A.weight": torch.ones(RANK, 1024), f"{module}.lora_B.weight": torch.ones(64, RANK)}
+    path = save_lora(tmp_path, state, config(state), prediction_type=prediction_type)
+    assert kohya_family(inspect_lora(path)) == family
+
+
 XL = {
     "down_blocks.1.attentions.0.transformer_blocks.1.attn1.to_q": "input_blocks_4_1_transformer_blocks_1_attn1_to_q",
     "down_blocks.2.attentions.1.proj_in": "input_blocks_8_1_proj_in",

@@ -4,7 +4,7 @@ from diffstyler.adapters.files import WEIGHTS_NAME, LoRA, LoRAFileError, lora_fi
 from diffstyler.adapters.inspection import inspect_lora
 from diffstyler.adapters.kohya import FAMILIES, kohya_family, save_kohya
 from diffstyler.adapters.library import FittedLoRA, LoRAIdentity, LoRALibrary, read_record
-from diffstyler.adapters.pack import LoRAPack, Rows, match_modules, pack_for, renamed
+from diffstyler.adapters.pack import LoRAPack, Rows, by_part, match_modules, pack_for, pack_of_parts, renamed
 
 __all__ = [
     "FAMILIES",
@@ -16,12 +16,14 @@ __all__ = [
     "LoRALibrary",
     "LoRAPack",
     "Rows",
+    "by_part",
     "inspect_lora",
     "kohya_family",
     "lora_files",
     "lora_scale",
     "match_modules",
     "pack_for",
+    "pack_of_parts",
     "read_lora",
     "read_record",
     "renamed",

@@ -19,6 +19,8 @@ from diffstyler.adapters.formats import Place, other_method, place_of, with_text
 
 WEIGHTS_NAME = "pytorch_lora_weights.safetensors"
 PEFT_NAME = "adapter_model.safetensors"
+#: in the model specification's metadata, "epsilon" or "v"
+PREDICTION_KEY = "modelspec.prediction_type"
 
 State = dict[str, torch.Tensor]
 #: {(part of the model, module): {"down", "up", "alpha"}}
@@ -85,6 +87,7 @@ def save_lora(
     config: LoraConfig,
     *,
     text_encoders: Mapping[str, tuple[State, LoraConfig]] | None = None,
+    prediction_type: str | None = None,
 ) -> Path:
     """Write peft-named weights as diffusers' LoRA file with its metadata, and read them back.
 
@@ -92,6 +95,7 @@ def save_lora(
         folder: where ``pytorch_lora_weights.safetensors`` goes.
         state: the UNet's.
         config: the UNet's.
+        prediction_type: of the base model, "epsilon" or "v_prediction"; shapes do not tell it.
         text_encoders: the weights and configurations of ``text_encoder`` and ``text_encoder_2``, where there are any.
 
     Raises:
@@ -108,7 +112,7 @@ def save_lora(
     pipeline = StableDiffusionXLPipeline if "text_encoder_2" in states else StableDiffusionPipeline
     pipeline.save_lora_weights(folder, **layers, **metadata)  # type: ignore[arg-type]
     path = folder / WEIGHTS_NAME
-    sort_metadata(path)
+    sort_metadata(path, {PREDICTION_KEY: prediction_type.partition("_")[0]} if prediction_type else {})
     if not _equal(read_lora(path), _assemble(path, _modules_of(states), fields)):
         raise LoRAFileError(f"{path}: what was read back differs from what was written; is the disk full?")
     return path
@@ -118,12 +122,13 @@ def _as_diffusers(part: str, state: State) -> State:
     return {**state} if part == "unet" else {with_text_model(key): tensor for key, tensor in state.items()}
 
 
-def sort_metadata(path: Path) -> None:
-    """safetensors writes its metadata in another order each time; sorted, equal LoRAs are equal files."""
+def sort_metadata(path: Path, more: Mapping[str, str] | None = None) -> None:
+    """Add to a file's metadata, and sort them: safetensors writes them in another order each time, and equal LoRAs are
+    to be equal files."""
     content = path.read_bytes()
     end = 8 + int.from_bytes(content[:8], "little")
     header = json.loads(content[8:end])
-    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    header["__metadata__"] = dict(sorted({**header["__metadata__"], **(more or {})}.items()))
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # the tensors begin at a multiple of 8 bytes
     path.write_bytes(len(text).to_bytes(8, "little") + text + content[end:])

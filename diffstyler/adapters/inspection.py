@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from diffstyler.adapters.files import Contents, LoRAFileError, read_contents, read_lora
+from diffstyler.adapters.files import PREDICTION_KEY, Contents, LoRAFileError, read_contents, read_lora
 from diffstyler.adapters.formats import other_method
 from diffstyler.adapters.library import RECORD_NAME
 
@@ -44,6 +44,7 @@ def inspect_lora(path: Path) -> dict[str, object]:
         "megabytes": round(sum(file.stat().st_size for file in found.files) / 1e6, 2),
         "family": family_of(found) or _family_named(base_model or ""),
         "base_model": base_model,
+        "prediction_type": found.metadata.get(PREDICTION_KEY),
         "parts": dict(sorted(Counter(part for part, _ in pairs).items())),
         "ranks": sorted({len(found.modules[place]["down"]) for place in pairs}),
         "alphas": sorted({round(_scale(found, *place) * len(found.modules[place]["down"]), 6) for place in pairs}),

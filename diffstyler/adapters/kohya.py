@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save
 
-from diffstyler.adapters.files import LoRA, LoRAFileError, State, read_lora, sort_metadata
+from diffstyler.adapters.files import PREDICTION_KEY, LoRA, LoRAFileError, State, read_lora, sort_metadata
 from diffstyler.adapters.formats import kohya_name
 from diffstyler.images import atomic_write
 
@@ -46,9 +46,10 @@ def kohya_family(facts: dict[str, object]) -> str:
     Raises:
         ValueError: they do not tell, or tell of a model that other tools do not know.
     """
-    family, base_model = str(facts["family"]), facts["base_model"]
-    if family == "sd2" and base_model is not None:
-        family = "sd2-768-v" if str(base_model).split("/")[0].endswith(("-v", "_v")) else "sd2-512"
+    family, base_model, prediction = str(facts["family"]), str(facts["base_model"] or ""), facts["prediction_type"]
+    if family == "sd2" and (base_model or prediction):
+        is_v = prediction == "v" or base_model.split("/")[0].endswith(("-v", "_v"))
+        family = "sd2-768-v" if is_v else "sd2-512"
     if family in FAMILIES:
         return family
     told = "is of Stable Diffusion 2, and nothing says whether 512 or 768-v" if family == "sd2" else f"({family})"
@@ -126,7 +127,7 @@ def _metadata(family: Family, rank: int, alpha: float) -> dict[str, str]:
         "modelspec.architecture": f"{family.architecture}/lora",
         "modelspec.implementation": family.implementation,
         "modelspec.resolution": f"{family.resolution}x{family.resolution}",
-        "modelspec.prediction_type": family.prediction_type,
+        PREDICTION_KEY: family.prediction_type,
     }
 
 

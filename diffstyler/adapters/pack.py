@@ -9,9 +9,9 @@ checkpoint never touch a neighbor.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from peft import LoraConfig
@@ -245,6 +245,33 @@ def find_targets(model: nn.Module, config: LoraConfig) -> list[Target]:
     if not targets:
         raise ValueError(f"target_modules {config.target_modules!r} matches no module of the model")
     return targets
+
+
+def pack_of_parts(
+    models: Mapping[str, nn.Module],
+    configs: Mapping[str, LoraConfig],
+    slots: int,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> LoRAPack:
+    """A pack over several models: one row holds an adapter's weights for all, by names that begin with the part.
+
+    Raises:
+        ValueError: as for :class:`LoRAPack`, of each part.
+    """
+    names = [f"{part}.{t.name}" for part, config in configs.items() for t in find_targets(models[part], config)]
+    config = replace(next(iter(configs.values())), target_modules=names)
+    return LoRAPack(nn.ModuleDict(dict(models)), config, slots, device=device, dtype=dtype)
+
+
+def by_part(state: dict[str, torch.Tensor]) -> dict[str, dict[str, torch.Tensor]]:
+    """The weights of a pack of parts, by part and by the names that the parts have for themselves."""
+    parts: dict[str, dict[str, torch.Tensor]] = {}
+    for key, tensor in state.items():
+        part, _, name = key.partition(".")
+        parts.setdefault(part, {})[name] = tensor
+    return parts
 
 
 def match_modules(model: nn.Module, state: dict[str, torch.Tensor]) -> dict[str, str]:
