@@ -11,7 +11,8 @@ import re
 import signal
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import NoReturn
@@ -67,16 +68,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _fit(arguments: list[str]) -> None:
-    from lightning.pytorch.utilities.exceptions import SIGTERMException
-
     from diffstyler.data import FitData
     from diffstyler.finetuning import LoRAFinetuner
 
     cli = _lightning_cli("fit", arguments, LoRAFinetuner, FitData, ("lora_dir",))
-    try:
+    with _exit_code_of_sigterm():
         cli.trainer.fit(cli.model, datamodule=cli.datamodule)
-    except SIGTERMException as error:  # without an exit code of its own
-        raise SystemExit(128 + signal.SIGTERM) from error
     if cli.trainer.is_global_zero:
         for entry in cli.model.finished:
             print(entry.folder)
@@ -87,9 +84,20 @@ def _predict(arguments: list[str]) -> None:
     from diffstyler.stylization import Stylizer
 
     cli = _lightning_cli("predict", arguments, Stylizer, PredictData, ("lora_dir", "output_dir"))
-    cli.trainer.predict(cli.model, datamodule=cli.datamodule, return_predictions=False)
-    if cli.model.writer is not None:
+    with _exit_code_of_sigterm():
+        cli.trainer.predict(cli.model, datamodule=cli.datamodule, return_predictions=False)
+    if cli.model.writer is not None and cli.trainer.is_global_zero:
         print(cli.model.writer.output_dir / "index.html")
+
+
+@contextmanager
+def _exit_code_of_sigterm() -> Iterator[None]:
+    from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+    try:
+        yield
+    except SIGTERMException as error:  # without an exit code of its own
+        raise SystemExit(128 + signal.SIGTERM) from error
 
 
 def _masks(arguments: list[str]) -> None:
@@ -116,21 +124,19 @@ def _inspect(arguments: list[str]) -> None:
 
 
 def _export(arguments: list[str]) -> None:
-    from diffstyler.adapters import inspect_lora, read_lora, save_kohya
+    from diffstyler.adapters import FAMILIES, inspect_lora, kohya_family, read_lora, save_kohya
 
     parser = argparse.ArgumentParser("diffstyler export", description="Write a LoRA for other tools.")
     parser.add_argument("lora", type=Path, help="its folder or .safetensors file")
     parser.add_argument("--format", choices=["kohya"], default="kohya")
     parser.add_argument("--output", type=Path, required=True, help="the .safetensors file to write")
-    parser.add_argument("--family", choices=["sd1", "sd2", "sdxl"], help="of the model; default: as its shapes say")
+    parser.add_argument("--family", choices=FAMILIES, help="of the model; default: as its weights and metadata say")
     parser.add_argument("--title", help="default: the output's name")
     chosen = parser.parse_args(arguments)
-    facts = inspect_lora(chosen.lora)
-    family = str(chosen.family or facts["family"])
-    if family not in {"sd1", "sd2", "sdxl"}:
-        raise ValueError(f"{chosen.lora}: its shapes tell no family that other tools know ({family}); name --family")
+    lora, facts = read_lora(chosen.lora), inspect_lora(chosen.lora)
+    family = chosen.family or kohya_family(facts)
     title, prompt = chosen.title or chosen.output.stem, str(facts["prompt"] or "")
-    print(save_kohya(chosen.output, read_lora(chosen.lora), family=family, title=title, trigger=prompt))
+    print(save_kohya(chosen.output, lora, family=family, title=title, trigger=prompt))
 
 
 def _fetch_fastsam(arguments: list[str]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -36,13 +36,19 @@ class Crops:
             if value is not None and value < 1:
                 raise ValueError(f"crops.{name}: expected a positive number, got {value}")
 
+    def side(self, resolution: int, multiple: int) -> int:
+        """Of the crops, in pixels: the same for every picture. Arguments as in :meth:`FitPicture.crops`."""
+        short, _ = fit_size((1, 1), self.resolution or resolution, multiple)
+        return min((self.crop_size or self.resolution or resolution) // multiple * multiple or multiple, short)
+
 
 @dataclass(frozen=True)
 class FitPicture:
     """A picture that gets a LoRA: ``sha256`` identifies its pixels, ``prompt`` describes it, ``seed`` fixes the fit.
 
-    ``mask`` is a mask prompt: only this part of the picture is learned. ``role`` is "style" or "content"; the others
-    are this LoRA's own settings, None = the run's.
+    ``mask`` is a mask prompt: only this part of the picture is learned. ``role`` is "style" or "content". ``others``
+    are more pictures of the same LoRA, called ``name``; ``sha256`` is then of all of them. What is left are this
+    LoRA's own settings, None = the run's.
     """
 
     path: Path
@@ -56,11 +62,30 @@ class FitPicture:
     alpha: int | None = None
     gradient_clip: float | None = None
     mask: str = "everything"
+    resolution: int | None = None
+    crop_size: int | None = None
+    name: str | None = None
+    others: tuple[Path, ...] = ()
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        return (self.path, *self.others)
+
+    @property
+    def label(self) -> str:
+        """What the LoRA is called."""
+        return self.name or self.path.stem
+
+    def own_crops(self, run: Crops) -> Crops:
+        """How crops are taken from this picture, where ``run`` says how they are taken from all."""
+        return replace(run, resolution=self.resolution or run.resolution, crop_size=self.crop_size or run.crop_size)
 
     def crops(
         self, settings: Crops, *, resolution: int, multiple: int, mask: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Square crops (count, 3, S, S) in [-1, 1], S a multiple of ``multiple`` pixels; the same for the same seed.
+
+        Of several pictures, ``count`` from each.
 
         Args:
             settings: how to crop.
@@ -71,10 +96,18 @@ class FitPicture:
         Returns:
             The crops, and the mask's (count, 1, S, S), each of which holds some of it; None without a mask.
         """
-        short = settings.resolution or resolution
-        image = load_image(self.path)
-        pixels = to_tensor(image, fit_size(image.size, short, multiple))
-        side = min((settings.crop_size or short) // multiple * multiple or multiple, *pixels.shape[1:])
+        assert mask is None or not self.others, "a mask belongs to one picture"
+        parts = [self._crops_of(path, settings, resolution, multiple, mask) for path in self.paths]
+        crops = torch.cat(parts)
+        return crops[:, :3], crops[:, 3:] if mask is not None else None
+
+    def _crops_of(
+        self, path: Path, settings: Crops, resolution: int, multiple: int, mask: torch.Tensor | None
+    ) -> torch.Tensor:
+        """(count, 3, S, S), or (count, 4, S, S) with the mask's crops."""
+        image = load_image(path)
+        pixels = to_tensor(image, fit_size(image.size, settings.resolution or resolution, multiple))
+        side = settings.side(resolution, multiple)
         generator = torch.Generator().manual_seed(self.seed)
         if mask is not None:
             mask = functional.interpolate(mask[None, None], pixels.shape[1:], mode="area")[0]
@@ -88,8 +121,7 @@ class FitPicture:
             if len(crops) == settings.count:
                 break
         assert crops, "some place holds at least the mean"
-        stacked = torch.stack(crops)
-        return stacked[:, :3], stacked[:, 3:] if mask is not None else None
+        return torch.stack(crops)
 
 
 def _randint(high: int, generator: torch.Generator) -> int:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 import lightning
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, DistributedSampler
 
 from diffstyler.crops import Crops, FitPicture
 from diffstyler.fit_manifest import ROLES, FitRow, read_fit_manifest
@@ -26,13 +28,14 @@ class FitData(lightning.LightningDataModule):
         manifest: CSV, JSON Lines or Parquet with a row for each picture to make; its style (or content) pictures.
         jobs: CSV or JSON Lines with a row for each LoRA, in place of a manifest or beside it: ``picture`` and, where
             they differ from the run's, ``role``, ``prompt``, ``seed``, ``steps``, ``learning_rate``, ``rank``,
-            ``alpha``, ``gradient_clip``.
+            ``alpha``, ``gradient_clip``, ``mask``, ``resolution``, ``crop_size``.
         pictures: pictures named one by one, in place of a manifest or beside it.
         role: "style" or "content": which pictures of the manifest.
         prompt: describes the picture; ``{content_prompt}`` stands for that column.
         seed: fixes crops, noise, timesteps and the initial LoRA.
         crops: how training crops are taken.
-        pack_size: LoRAs fitted at once.
+        pack_size: LoRAs fitted at once; "auto" = as many as the free memory holds.
+        together: the name of one LoRA that all pictures make together, in place of one LoRA for each.
     """
 
     def __init__(
@@ -45,13 +48,16 @@ class FitData(lightning.LightningDataModule):
         prompt: str = "painting of <sss>",
         seed: int = 0,
         crops: Crops | None = None,
-        pack_size: int = 4,
+        pack_size: int | Literal["auto"] = 4,
+        together: str | None = None,
     ) -> None:
         super().__init__()
         if role not in ROLES:
             raise ValueError(f"data.role: expected 'style' or 'content', got '{role}'")
-        if pack_size < 1:
-            raise ValueError(f"data.pack_size: expected at least 1, got {pack_size}")
+        if pack_size != "auto" and pack_size < 1:
+            raise ValueError(f"data.pack_size: expected at least 1 or 'auto', got {pack_size}")
+        if together is not None and (jobs is not None or not together):
+            raise ValueError("data.together: expected a name, and no data.jobs, each row of which is a LoRA of its own")
         if manifest is None and jobs is None and not pictures:
             raise ValueError("nothing to fit: expected data.manifest, data.jobs or data.pictures")
         self.manifest = manifest
@@ -61,7 +67,8 @@ class FitData(lightning.LightningDataModule):
         self.prompt = prompt
         self.seed = seed
         self.crops = crops if crops is not None else Crops()
-        self.pack_size = pack_size
+        self.pack_size: int | Literal["auto"] = pack_size
+        self.together = together
         self.pictures: Sequence[FitPicture] = ()
 
     def setup(self, stage: str) -> None:
@@ -77,14 +84,33 @@ class FitData(lightning.LightningDataModule):
             seen.add((path.resolve(), mask))
             check_prompt(parse_mask_prompt(mask), path)
             sha256 = picture_sha256(load_image(path))
-            prompt = self.prompt.replace("{content_prompt}", content_prompt).strip(" ,")
+            prompt = self._prompt(content_prompt)
             distinct.setdefault((sha256, mask), FitPicture(path, sha256, prompt, self.seed, self.role, mask=mask))
         rows = read_fit_manifest(self.jobs) if self.jobs is not None else []
         self.pictures = [*distinct.values(), *map(self._of_row, rows)]
+        if self.together is not None:
+            self.pictures = [self._set_of(self.pictures, self.together)]
+
+    def _set_of(self, pictures: Sequence[FitPicture], name: str) -> FitPicture:
+        """All pictures as those of one LoRA, whatever their order."""
+        for picture in pictures:
+            if picture.mask != "everything":
+                raise ValueError(
+                    f"data.together: a LoRA of several pictures learns all of each; {picture.path} has a mask"
+                )
+        first, *others = sorted(pictures, key=lambda picture: picture.sha256)
+        if not others:
+            return replace(first, name=name, prompt=self._prompt(""))
+        sha256 = hashlib.sha256("".join(picture.sha256 for picture in (first, *others)).encode()).hexdigest()
+        paths = tuple(picture.path for picture in others)
+        return FitPicture(first.path, sha256, self._prompt(""), self.seed, self.role, name=name, others=paths)
+
+    def _prompt(self, content_prompt: str) -> str:
+        return self.prompt.replace("{content_prompt}", content_prompt).strip(" ,")
 
     def _of_row(self, row: FitRow) -> FitPicture:
         own = {name: value for name, value in vars(row).items() if name != "picture" and value is not None}
-        run = {"prompt": self.prompt.replace("{content_prompt}", "").strip(" ,"), "seed": self.seed, "role": self.role}
+        run = {"prompt": self._prompt(""), "seed": self.seed, "role": self.role}
         return FitPicture(row.picture, picture_sha256(load_image(row.picture)), **{**run, **own})
 
     def train_dataloader(self) -> UntilDone:
@@ -126,6 +152,7 @@ class PredictData(lightning.LightningDataModule):
 
     def __init__(self, manifest: Path | None = None, *, triples: Sequence[Triple] = (), batch_size: int = 1) -> None:
         super().__init__()
+        self.allow_zero_length_dataloader_with_multiple_devices = True
         if batch_size < 1:
             raise ValueError(f"data.batch_size: expected at least 1, got {batch_size}")
         if manifest is None and not triples:
@@ -139,4 +166,33 @@ class PredictData(lightning.LightningDataModule):
             self.triples = read_manifest(self.manifest)
 
     def predict_dataloader(self) -> DataLoader:
-        return DataLoader(list(self.triples), batch_size=self.batch_size, collate_fn=list)  # type: ignore[arg-type]
+        """This rank's rows."""
+        trainer = self.trainer
+        rank, ranks = (trainer.global_rank, trainer.world_size) if trainer is not None else (0, 1)
+        rows = list(self.triples)
+        return DataLoader(rows, batch_size=self.batch_size, sampler=Share(rows, rank, ranks), collate_fn=list)  # type: ignore[arg-type]
+
+
+class Share(DistributedSampler):
+    """One rank's rows of a manifest, which may be none.
+
+    The rows are ordered by content, then by style, and cut into pieces of equal length: what was computed for one row,
+    such as the content's inversion, serves the next ones. Lightning keeps a sampler of this kind as it is; its own
+    refuses fewer rows than ranks.
+    """
+
+    def __init__(self, triples: Sequence[Triple], rank: int, ranks: int) -> None:
+        super().__init__(triples, num_replicas=ranks, rank=rank, shuffle=False)  # type: ignore[arg-type]
+        order = sorted(range(len(triples)), key=lambda row: _same_work(triples[row]))
+        start, stop = (-(-len(order) * r // ranks) for r in (rank, rank + 1))  # rounded up: the first rank has a row
+        self.rows = order[start:stop]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+def _same_work(triple: Triple) -> tuple[str, list[str]]:
+    return str(triple.content), [str(region.style) for region in triple.regions]

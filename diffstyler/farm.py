@@ -86,9 +86,9 @@ class Farm:
         """The LoRAs that are known to be there, whoever fitted them."""
         return [self._finished[key] for key in self.jobs if key in self._finished]
 
-    def claim(self) -> FitJob | None:
-        """The next job that nobody works on, from now on this process's own; None if there is none at present."""
-        for job in list(self.waiting):
+    def claim(self, wanted: Callable[[FitJob], bool] = lambda job: True) -> FitJob | None:
+        """The next wanted job that nobody works on, from now on this process's own; None if there is none now."""
+        for job in filter(wanted, list(self.waiting)):
             lock = FileLock(self.library.lock_file(job.identity))
             try:
                 lock.acquire(blocking=False)
@@ -101,9 +101,27 @@ class Farm:
             self._unlock(job)
         return None
 
-    def publish(self, job: FitJob, write: Callable[[Path], None], history: Sequence[str] = ()) -> FittedLoRA:
+    def order(self, size: Callable[[FitJob], float]) -> None:
+        """From now on the largest jobs come first."""
+        self.waiting.sort(key=lambda job: -size(job))
+
+    def notice(self) -> None:
+        """Find out which of the waiting jobs other processes have finished."""
+        there = self.library.find([job.identity for job in self.waiting])
+        self._finished.update(there)
+        self.waiting = [job for job in self.waiting if job.identity.key not in there]
+
+    def adopt(self, key: str) -> FitJob:
+        """Take part in a job that another rank of the same team has claimed."""
+        job = self.jobs[key]
+        self.waiting = [other for other in self.waiting if other is not job]
+        return job
+
+    def publish(
+        self, job: FitJob, write: Callable[[Path], None], history: Sequence[str] = (), steps_taken: int | None = None
+    ) -> FittedLoRA:
         """Put a claimed job's LoRA, which ``write`` writes into a folder, into the library."""
-        entry = self.library.publish(job.identity, write, history)
+        entry = self.library.publish(job.identity, write, history, steps_taken)
         self._finished[job.identity.key] = entry
         self._unlock(job)
         return entry

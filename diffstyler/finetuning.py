@@ -6,10 +6,9 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
-from subprocess import Popen
-from typing import Protocol
+from typing import Literal, Protocol
 
 import lightning
 import torch
@@ -20,16 +19,20 @@ from torch.nn import functional
 from torch.optim.lr_scheduler import ConstantLR
 from torch.utils.tensorboard import SummaryWriter
 
-from diffstyler.adapters import FittedLoRA, LoRAIdentity, LoRALibrary, LoRAPack, Rows, save_lora
+from diffstyler.adapters import FittedLoRA, LoRALibrary, LoRAPack, Rows, by_part, pack_of_parts, save_lora
 from diffstyler.backbones import Backbone, StableDiffusion
+from diffstyler.capacity import free_memory, optimizer_memory, step_memory, widest_pack
 from diffstyler.crops import Crops, FitPicture
 from diffstyler.denoiser import Denoiser, one_thread
+from diffstyler.early_stop import EarlyStop
 from diffstyler.farm import Farm
-from diffstyler.images import file_sha256, load_image, to_image, to_tensor
+from diffstyler.images import load_image, to_image, to_tensor
 from diffstyler.losses import DiffusionLoss, Noised, NoiseLoss
-from diffstyler.mask_prompt import Everything, File, parse_mask_prompt
+from diffstyler.mask_prompt import Everything, parse_mask_prompt
 from diffstyler.masking import AttentionMasker, Masker, find_masks
 from diffstyler.progress import FitProgress
+from diffstyler.ranks import POLL_SECONDS, Team, exit_codes, part
+from diffstyler.recipe import Recipe
 from diffstyler.report import write_lora_report
 from diffstyler.sampling import Region, generate
 from diffstyler.slots import (
@@ -58,10 +61,6 @@ BASE_DTYPES = {
 }
 
 
-#: how often a process that has nothing to do looks whether others left it something
-POLL_SECONDS = 0.2
-
-
 class FitError(RuntimeError):
     """Some LoRAs could not be fitted; the text names each and says why. The others are done."""
 
@@ -83,16 +82,18 @@ class PicturesToFit(Protocol):
     """What the finetuner reads from the data module."""
 
     crops: Crops
-    pack_size: int
+    pack_size: int | Literal["auto"]
+    together: str | None
     pictures: Sequence[FitPicture]
 
 
 class LoRAFinetuner(lightning.LightningModule):
     """Fits one LoRA for each picture of the data module, ``trainer.max_steps`` steps each, and keeps them in a library.
 
-    ``pack_size`` LoRAs are fitted at once on one frozen base; a slot whose LoRA is done takes the next picture. A LoRA
-    whose loss is not finite is given up and reported at the end, its neighbors go on. Run again, it goes on where it
-    was stopped.
+    ``pack_size`` LoRAs are fitted at once on one frozen base; a slot whose LoRA is done takes the next picture with
+    crops of the same size. A LoRA whose loss is not finite is given up and reported at the end, its neighbors go on.
+    Run again, it goes on where it was stopped. Ranks share the LoRAs; where all pictures make one LoRA together, they
+    share the rows of each step.
 
     Args:
         backbone: the frozen model.
@@ -100,11 +101,14 @@ class LoRAFinetuner(lightning.LightningModule):
         rank: r of the LoRA.
         alpha: the LoRA acts with alpha / rank; None = ``rank``, that is a scale of 1.
         target_modules: names (endings) of the modules that carry LoRA: linear layers or convolutions.
-        batch_size: training rows of each LoRA in a step.
+        text_encoder_targets: the same for the text encoders, such as ``q_proj``, ``v_proj``; none = they stay as they
+            are. Prompts are then encoded in every step, under their LoRAs.
+        batch_size: training rows of each LoRA in a step, in all ranks together.
         loss: what is minimized.
         optimizer: makes the optimizer of one LoRA from its parameters.
         lr_scheduler: makes the learning-rate schedule of one LoRA from its optimizer.
         gradient_clip: bound of the L2 norm of a LoRA's gradient; None = no bound.
+        early_stop: ends a LoRA before its last step when it learns nothing more; None = never.
         gradient_checkpointing: recompute activations in the backward pass: less memory, more time.
         compile: compile the UNet with its adapters once, in the first step; slots then change without compiling again.
         checkpoint_every: steps between saved states; a killed run repeats at most so many.
@@ -120,11 +124,13 @@ class LoRAFinetuner(lightning.LightningModule):
         rank: int = 16,
         alpha: int | None = None,
         target_modules: Sequence[str] = ATTENTION,
+        text_encoder_targets: Sequence[str] = (),
         batch_size: int = 1,
         loss: DiffusionLoss | None = None,
         optimizer: OptimizerFactory = lambda params: torch.optim.AdamW(params, lr=2e-4, weight_decay=1e-2),
         lr_scheduler: SchedulerFactory = lambda optimizer: ConstantLR(optimizer, factor=1.0),
         gradient_clip: float | None = 1.0,
+        early_stop: EarlyStop | None = None,
         gradient_checkpointing: bool = False,
         compile: bool = False,
         checkpoint_every: int = 50,
@@ -143,12 +149,14 @@ class LoRAFinetuner(lightning.LightningModule):
             lora_alpha=rank if alpha is None else alpha,
             target_modules=list(target_modules),  # type: ignore[arg-type]
         )
+        self.text_encoder_targets = tuple(text_encoder_targets)
         self.alpha = alpha
         self.batch_size = batch_size
         self.loss = loss if loss is not None else NoiseLoss()
         self.optimizer_factory = optimizer
         self.scheduler_factory = lr_scheduler
         self.gradient_clip = gradient_clip
+        self.early_stop = early_stop
         self.gradient_checkpointing = gradient_checkpointing
         self.compile_unet = compile
         self.checkpoint_every = checkpoint_every
@@ -158,6 +166,7 @@ class LoRAFinetuner(lightning.LightningModule):
         self.anchor = torch.nn.Parameter(torch.zeros(1))
         self.farm = Farm(self.library, [])
         self.slots: list[Slot | None] = []
+        self.team = Team()
         self._last_loss = float("nan")
 
     # ---- the algorithm
@@ -168,23 +177,29 @@ class LoRAFinetuner(lightning.LightningModule):
         if not any(self._busy()):
             time.sleep(POLL_SECONDS)  # what is left is under way in other processes
             return
-        noised, timesteps, prompts = self._draw()
-        self.pack.flat.grad = None
-        with self.pack.rows(Rows(None)), self._exact():
-            output = self.backbone.predict(noised.latents, timesteps, prompts)
-            losses = self.loss(output.to(noised.clean.dtype), noised).unflatten(0, (len(self.slots), -1)).mean(1)
-            (losses * self._loss_scales(losses)).sum().backward()
-        self._update(losses.detach())
-
-    def _draw(self) -> tuple[Noised, torch.Tensor, PromptEmbeds]:
-        """The rows of all slots, idle ones filled with zeros: the width of the pack never changes."""
         num_train_timesteps = len(self.backbone.alphas_cumprod)
-        draws = {slot.index: slot.draw(self.batch_size, num_train_timesteps) for slot in self._busy()}
+        draws = {slot.index: slot.draw(self.batch_size, num_train_timesteps)[self.team.share] for slot in self._busy()}
+        self.pack.flat.grad = None
+        with self._exact(), self.pack.rows(Rows(None)):
+            losses = self._losses(draws)
+            (losses * self._loss_scales(losses)).sum().backward()
+        assert self.pack.flat.grad is not None
+        self.team.sum(self.pack.flat.grad)
+        self._update(self.team.sum(losses.detach()))
+
+    def _losses(self, draws: dict[int, Draw]) -> torch.Tensor:
+        """The loss of each slot (N,) on its rows; in a team, this rank's part of it."""
+        noised, timesteps, prompts = self._batch(draws)
+        output = self.backbone.predict(noised.latents, timesteps, prompts)
+        losses = self.loss(output.to(noised.clean.dtype), noised).unflatten(0, (len(self.slots), -1))
+        return losses.mean(1) * (losses.shape[1] / self.batch_size)
+
+    def _batch(self, draws: dict[int, Draw]) -> tuple[Noised, torch.Tensor, PromptEmbeds]:
+        """The rows of all slots, those without a draw filled with zeros: the width of the pack never changes."""
         some = next(iter(draws.values()))
         idle = Draw(*map(torch.zeros_like, (some.clean, some.noise, some.timesteps, some.mask)))
         rows = [draws.get(index, idle) for index in range(len(self.slots))]
-        empty = next(self._busy()).prompt
-        prompts = [slot.prompt if slot else empty for slot in self.slots for _ in range(self.batch_size)]
+        prompts = self._prompts(len(some.timesteps))
         timesteps = torch.cat([row.timesteps for row in rows])
         clean, noise = torch.cat([row.clean for row in rows]), torch.cat([row.noise for row in rows])
         dtype = self.pack.flat.dtype
@@ -192,7 +207,31 @@ class LoRAFinetuner(lightning.LightningModule):
         masked = any(slot.masks is not None for slot in self._busy())
         mask = torch.cat([row.mask for row in rows]).to(dtype) if masked else None
         noised = Noised(clean.to(dtype), noise.to(dtype), alphas, self.backbone.prediction_type, mask)
-        return noised, timesteps, PromptEmbeds.cat(prompts)
+        return noised, timesteps, prompts
+
+    def _prompts(self, rows: int) -> PromptEmbeds:
+        """Each slot's prompt ``rows`` times; where LoRAs reach the text encoders, encoded as these now are."""
+        if self.text_encoder_targets:
+            own = self.backbone.encode_prompt([slot.job.picture.prompt if slot else "" for slot in self.slots])
+            return own[[index for index in range(len(self.slots)) for _ in range(rows)]]
+        empty = next(self._busy()).prompt
+        return PromptEmbeds.cat([slot.prompt if slot else empty for slot in self.slots for _ in range(rows)])
+
+    @torch.no_grad()
+    def _look_at_held_out(self) -> None:
+        """The held-out loss of those LoRAs whose time it is, all in the same forwards."""
+        due = [slot for slot in self._busy() if slot.due]
+        if not due:
+            return
+        draws = [slot.draw_held_out(self.batch_size, len(self.backbone.alphas_cumprod)) for slot in due]
+        with self._exact(), self.pack.rows(Rows(None)):
+            parts = [
+                self._losses({slot.index: draw for slot, draw in zip(due, part_draws, strict=True)})
+                for part_draws in zip(*draws, strict=True)
+            ]
+        losses = self.team.agree(torch.stack(parts).mean(0).tolist())
+        for slot in due:
+            slot.held_out.append(losses[slot.index])
 
     def _update(self, losses: torch.Tensor) -> None:
         """Let each LoRA take its step; write out what is done, give up what is broken, refill."""
@@ -205,10 +244,14 @@ class LoRAFinetuner(lightning.LightningModule):
                 self._quarantine(slot, f"{error} at step {slot.step}")
                 continue
             self._log_loss(slot)
+        self._look_at_held_out()
+        for slot in busy:
+            if self.slots[slot.index] is not slot:
+                continue  # given up, or started again
             if slot.done:
                 self._finish(slot)
             elif slot.step % self.checkpoint_every == 0:
-                slot.save(self.library.state_file(slot.job.identity))
+                self._save(slot)
 
     def _exact(self) -> AbstractContextManager[None]:
         """Several threads split a matrix product by its rows, and a row's last bits then depend on its place."""
@@ -217,7 +260,8 @@ class LoRAFinetuner(lightning.LightningModule):
     # ---- jobs
 
     def setup(self, stage: str) -> None:
-        self.farm = Farm(self.library, self._jobs())
+        recipe = self._recipe()
+        self.farm = Farm(self.library, [recipe.job(picture) for picture in self._data.pictures])
 
     def configure_model(self) -> None:
         if self.trainer.training and "unet" not in self.backbone._modules and self.farm.waiting:
@@ -237,25 +281,26 @@ class LoRAFinetuner(lightning.LightningModule):
     def on_fit_start(self) -> None:
         if self.trainer.is_global_zero:
             self.farm.failures.clear({job.identity.role for job in self.farm.jobs.values()})
-        self._part_from_other_ranks()
+        if self._data.together is None:
+            part(self.trainer)
+        else:
+            self.team = Team(self.trainer.global_rank, self.trainer.world_size)
+        if self.batch_size < self.team.size:
+            raise ValueError(
+                f"model.batch_size: expected at least a row for each of the {self.team.size} ranks that fit "
+                f"'{self._data.together}' together, got {self.batch_size}"
+            )
         self.slots = []
         if not self.farm.waiting:
             log.info("every picture has its LoRA in %s", self.library.lora_dir)
             return
         self.backbone.prepare(self.device)
-        dtype = torch.float64 if self.trainer.precision == "64-true" else torch.float32
-        self.pack = LoRAPack(self.backbone.unet, self._pack_config(), self._width, device=self.device, dtype=dtype)
-        self.pack.train()
+        self.farm.order(lambda job: job.steps * self._side(job) ** 2)
+        self.pack = self._new_pack(self._width())
         if self.compile_unet:  # after the adapters' hooks are there: later ones would not be seen
             self.backbone.unet.compile(dynamic=False)
-        self.slots = [None] * self._width
+        self.slots = [None] * self.pack.slots
         self._refill()
-
-    def _part_from_other_ranks(self) -> None:
-        """Ranks share jobs through the folder alone: each takes as many steps as it has, and none waits for another."""
-        self.trainer.strategy.barrier("fit")
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()  # Lightning would otherwise communicate before every step
 
     def on_train_epoch_end(self) -> None:
         self.trainer.should_stop = True  # trainer.max_steps counts for each LoRA, so it does not end the run
@@ -266,19 +311,20 @@ class LoRAFinetuner(lightning.LightningModule):
             self.backbone.unet._compiled_call_impl = None
         if not self.trainer.is_global_zero:
             return  # the first rank reports for all
-        dead = [code for process in self._launched_ranks() if (code := process.wait())]
+        dead = [code for code in exit_codes(self.trainer) if code]
         if failures := self.farm.failed():
             lines = "\n".join(f"  {failure.picture}: {failure.reason}" for failure in failures)
             raise FitError(f"{len(failures)} LoRAs could not be fitted:\n{lines}\nThe others are done.")
         if dead:
             raise FitError(f"a rank ended with exit code {dead[0]}; the others did its work")
 
-    def _launched_ranks(self) -> list[Popen]:
-        return getattr(self.trainer.strategy.launcher, "procs", [])
-
     def save_unfinished(self) -> None:
         """Keep the state of what is under way, for this or another process to go on with."""
         for slot in self._busy():
+            self._save(slot)
+
+    def _save(self, slot: Slot) -> None:
+        if self.team.rank == 0:
             slot.save(self.library.state_file(slot.job.identity))
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
@@ -292,7 +338,7 @@ class LoRAFinetuner(lightning.LightningModule):
     @property
     def has_work(self) -> bool:
         """Whether a LoRA is under way here or, on the first rank, anywhere: the training data end when none is."""
-        return any(self._busy()) or (self.trainer.is_global_zero and bool(self.farm.waiting))
+        return any(self._busy()) or self.team.agree(self.trainer.is_global_zero and bool(self.farm.waiting))
 
     @property
     def finished(self) -> list[FittedLoRA]:
@@ -312,80 +358,81 @@ class LoRAFinetuner(lightning.LightningModule):
         left = sum(job.steps for job in self.farm.waiting)
         return total, total - left - sum(slot.job.steps - slot.step for slot in self._busy())
 
-    def identity(self, picture: FitPicture) -> LoRAIdentity:
-        """What the LoRA of this picture would be under the present settings."""
-        config = self._config(picture)
-        settings = {
-            "prompt": picture.prompt,
-            "seed": picture.seed,
-            "steps": picture.steps or self.trainer.max_steps,
-            "batch_size": self.batch_size,
-            "rank": config.r,
-            "alpha": config.lora_alpha,
-            "target_modules": sorted(config.target_modules or ()),
-            "crops": asdict(self._data.crops),
-            "loss": _describe(self.loss),
-            **self._optimizer_settings(picture.learning_rate),
-            "gradient_clip": picture.gradient_clip or self.gradient_clip,
-            **self._mask_settings(picture),
-            "precision": str(self.trainer.precision),
-            **self.backbone.settings,
-        }
-        return LoRAIdentity(picture.role, picture.path.stem, picture.sha256, self.backbone.fingerprint(), settings)
+    def _recipe(self) -> Recipe:
+        return Recipe(
+            model=self.backbone.fingerprint(),
+            model_settings=self.backbone.settings,
+            precision=str(self.trainer.precision),
+            max_steps=self.trainer.max_steps,
+            crops=self._data.crops,
+            lora_config=self.lora_config,
+            text_encoder_targets=self.text_encoder_targets,
+            alpha=self.alpha,
+            batch_size=self.batch_size,
+            loss=self.loss,
+            optimizer=self.optimizer_factory,
+            lr_scheduler=self.scheduler_factory,
+            gradient_clip=self.gradient_clip,
+            early_stop=self.early_stop,
+            masker=self.masker,
+        )
 
-    def _mask_settings(self, picture: FitPicture) -> dict:
-        """Which part of the picture is learned; nothing where all of it is."""
-        prompt = parse_mask_prompt(picture.mask)
-        if isinstance(prompt, Everything):
-            return {}
-        files = [file_sha256(node.path) for node in prompt.walk() if isinstance(node, File)]
-        return {"mask": picture.mask, "mask_files": files, "masker": self.masker.settings}
+    def _new_pack(self, width: int) -> LoRAPack:
+        dtype = torch.float64 if self.trainer.precision == "64-true" else torch.float32
+        config, models = self._pack_config(), {"unet": self.backbone.unet}
+        if self.text_encoder_targets:
+            models |= self.backbone.text_encoders
+            configs = {part: config if part == "unet" else self._text_config(config) for part in models}
+            pack = pack_of_parts(models, configs, width, device=self.device, dtype=dtype)
+        else:
+            pack = LoRAPack(self.backbone.unet, config, width, device=self.device, dtype=dtype)
+        pack.train()
+        return pack
 
-    def _jobs(self) -> list[FitJob]:
-        """One for each picture, done or not."""
-        if self.trainer.max_steps < 1 and not all(picture.steps for picture in self._data.pictures):
-            raise ValueError(
-                f"trainer.max_steps: expected the steps of each LoRA, such as 200; got {self.trainer.max_steps}"
-            )
-        return [
-            FitJob(
-                picture,
-                self.identity(picture),
-                picture.steps or self.trainer.max_steps,
-                self._config(picture),
-                picture.learning_rate,
-                picture.gradient_clip or self.gradient_clip,
-            )
-            for picture in self._data.pictures
-        ]
+    def _text_config(self, config: LoraConfig) -> LoraConfig:
+        return replace(config, target_modules=list(self.text_encoder_targets))  # type: ignore[arg-type]
 
-    def _config(self, picture: FitPicture) -> LoraConfig:
-        rank = picture.rank or self.lora_config.r
-        return replace(self.lora_config, r=rank, lora_alpha=picture.alpha or self.alpha or rank)
+    def _park_encoders(self) -> None:
+        """Off the device; text encoders that LoRAs reach stay, because every step encodes prompts."""
+        self.backbone.park_encoders("cpu")
+        if self.text_encoder_targets:
+            for text_encoder in self.backbone.text_encoders.values():
+                text_encoder.to(self.device)
 
     def _pack_config(self) -> LoraConfig:
         """The largest rank among the jobs, done or not, so that it is the same when a run is taken up again."""
         return replace(self.lora_config, r=max(job.config.r for job in self.farm.jobs.values()))
 
     def _refill(self) -> None:
-        """Any free slot takes the next job."""
+        """Any free slot takes the next job whose crops are as large as those under way."""
         for index, slot in enumerate(self.slots):
-            if slot is None and (job := self.farm.claim()):
+            if slot is None and (job := self._claim()):
                 self.slots[index] = self._open(job, index)
+
+    def _claim(self) -> FitJob | None:
+        sides = {self._side(slot.job) for slot in self._busy()}
+        if self.team.size == 1:
+            return self.farm.claim(lambda job: not sides or self._side(job) in sides)
+        claimed = self.farm.claim() if self.team.rank == 0 else None
+        key = self.team.agree(claimed.identity.key if claimed else None)
+        return self.farm.adopt(key) if key else None
+
+    def _side(self, job: FitJob) -> int:
+        return job.crops.side(self.backbone.resolution, self.backbone.size_multiple)
 
     def _open(self, job: FitJob, index: int, history: Sequence[str] = ()) -> Slot:
         """Encode the picture and its prompt once; then the encoders leave the device again."""
         with torch.no_grad():
             self.backbone.park_encoders(self.device)
             pixels, masks = job.picture.crops(
-                self._data.crops,
+                job.crops,
                 resolution=self.backbone.resolution,
                 multiple=self.backbone.size_multiple,
                 mask=self._find_mask(job.picture),
             )
             latents = torch.cat([self.backbone.encode_image(crop[None].to(self.device)) for crop in pixels])
             prompt = self.backbone.encode_prompt([job.picture.prompt])
-            self.backbone.park_encoders("cpu")
+            self._park_encoders()
         slot = open_slot(
             job,
             index,
@@ -413,17 +460,27 @@ class LoRAFinetuner(lightning.LightningModule):
             return find_masks(self.masker, load_image(picture.path), [prompt])[0]
 
     def _finish(self, slot: Slot) -> None:
+        if slot.stopped:
+            log.info("%s stops early, after step %d of %d", slot.job.identity.name, slot.step, slot.job.steps)
+        if self.team.rank == 0:
+            self._publish(slot)
+        self._release(slot)
+
+    def _publish(self, slot: Slot) -> None:
         identity, picture = slot.job.identity, slot.job.picture
         preview = self._preview(slot) if self.preview_steps else None
 
         def write(folder: Path) -> None:
-            save_lora(folder, self.pack.state_dict(slot.index, slot.job.config.r), slot.job.config)
+            state, config = self.pack.state_dict(slot.index, slot.job.config.r), slot.job.config
+            parts = by_part(state) if self.text_encoder_targets else {"unet": state}
+            unet = parts.pop("unet")
+            texts = {part: (own, self._text_config(config)) for part, own in parts.items()}
+            save_lora(folder, unet, config, text_encoders=texts, prediction_type=self.backbone.prediction_type)
             write_lora_report(folder, identity, picture.path, slot.losses, preview)
 
-        self.farm.publish(slot.job, write, slot.history)
+        self.farm.publish(slot.job, write, slot.history, slot.step)
         if preview is not None:
             self._log_preview(slot, preview)
-        self._release(slot)
 
     def _quarantine(self, slot: Slot, reason: str) -> None:
         """Start a LoRA that is not finite again, at a lower learning rate; the second time, give it up."""
@@ -431,14 +488,17 @@ class LoRAFinetuner(lightning.LightningModule):
         self._release(slot)
         if not slot.history:
             log.warning("%s: %s; it starts again at %g of its learning rate", path, reason, RETRY_FACTOR)
-            self.library.state_file(job.identity).unlink(missing_ok=True)
+            if self.team.rank == 0:
+                self.library.state_file(job.identity).unlink(missing_ok=True)
+            self.team.agree(None)  # none reads the old state
             history = [f"{reason}; started again at {RETRY_FACTOR:g} of its learning rate"]
             self.slots[slot.index] = self._open(job, slot.index, history)
             return
-        log.error("%s: %s; it is given up", path, reason)
-        self.farm.fail(
-            job, f"{reason}, also at {RETRY_FACTOR:g} of its learning rate; try precision 32 or another rate"
-        )
+        if self.team.rank == 0:
+            log.error("%s: %s; it is given up", path, reason)
+            self.farm.fail(
+                job, f"{reason}, also at {RETRY_FACTOR:g} of its learning rate; try precision 32 or another rate"
+            )
 
     def _release(self, slot: Slot) -> None:
         slot.close()
@@ -451,13 +511,17 @@ class LoRAFinetuner(lightning.LightningModule):
         schedule = self.backbone.sampling_schedule(self.preview_steps)
         with torch.no_grad(), torch.compiler.set_stance("force_eager"):
             self.backbone.park_encoders(self.device)
-            nothing = self.backbone.encode_prompt([""])
+            nothing, prompt = self.backbone.encode_prompt([""]), slot.prompt
+            if self.text_encoder_targets:
+                with self.pack.rows(Rows(torch.tensor([slot.index] * 2, device=self.device))):
+                    both = self.backbone.encode_prompt(["", slot.job.picture.prompt])
+                nothing, prompt = both[[0]], both[[1]]
             generator = torch.Generator().manual_seed(slot.job.picture.seed)
             noise = torch.randn(slot.latents.shape[1:], generator=generator).to(self.device)
-            region = Region(slot.index, slot.prompt, nothing, guidance_scale=3.0)
+            region = Region(slot.index, prompt, nothing, guidance_scale=3.0)
             latents = generate(Denoiser(self.backbone, self.pack), noise, schedule, region)
             pixels = self.backbone.decode_latents(latents[None].float())[0]
-            self.backbone.park_encoders("cpu")
+            self._park_encoders()
         return to_image(pixels)
 
     def _log_loss(self, slot: Slot) -> None:
@@ -481,9 +545,36 @@ class LoRAFinetuner(lightning.LightningModule):
     def _deterministic(self) -> bool:
         return torch.are_deterministic_algorithms_enabled()
 
-    @property
     def _width(self) -> int:
-        return max(1, min(self._data.pack_size, len(self._data.pictures)))
+        """Slots of the pack: no more than a rank's share of the LoRAs, where the memory decides."""
+        jobs = len(self.farm.jobs)
+        if self._data.pack_size != "auto":
+            return max(1, min(self._data.pack_size, jobs))
+        at_most = -(-jobs // self.trainer.world_size) if self.team.size == 1 else 1
+        on_this_machine = max(1, self.trainer.num_devices)
+        return widest_pack(self._slot_memory(), free_memory(self.device, on_this_machine), at_most)
+
+    def _slot_memory(self) -> int:
+        """Bytes of one LoRA under way with the largest crops: a step's activations, weights and optimizer."""
+        side = max(map(self._side, self.farm.jobs.values()))
+        pack = self._new_pack(1)
+        with torch.no_grad():
+            self.backbone.park_encoders(self.device)
+            latents = self.backbone.encode_image(torch.zeros(1, 3, side, side, device=self.device))
+            prompt = self.backbone.encode_prompt([""])
+            self._park_encoders()
+        rows = latents.expand(self.batch_size, -1, -1, -1)
+        timesteps = torch.zeros(self.batch_size, dtype=torch.int64, device=self.device)
+
+        def forward() -> torch.Tensor:
+            own = self.backbone.encode_prompt([""]) if self.text_encoder_targets else prompt
+            return self.backbone.predict(rows, timesteps, own[[0] * self.batch_size]).square().mean()
+
+        with pack.rows(Rows(None)):
+            step = step_memory(forward, self.backbone.parameters(), self.device)
+        pack.detach()
+        crops = self._data.crops.count * latents.numel() * latents.element_size()
+        return step + optimizer_memory(self.optimizer_factory, pack.flat.detach()[0]) + crops
 
     def _busy(self) -> Iterator[Slot]:
         return (slot for slot in self.slots if slot is not None)
@@ -491,27 +582,8 @@ class LoRAFinetuner(lightning.LightningModule):
     def _loss_scales(self, losses: torch.Tensor) -> torch.Tensor:
         return losses.new_tensor([slot.loss_scale.value if slot else 0.0 for slot in self.slots])
 
-    def _optimizer_settings(self, learning_rate: float | None) -> dict:
-        """The optimizer and schedule as plain values, read off a pair made for a parameter that does not matter."""
-        optimizer = self.optimizer_factory([torch.nn.Parameter(torch.zeros(1))])
-        defaults = {
-            key: value for key, value in optimizer.defaults.items() if isinstance(value, (int, float, str, bool))
-        }
-        if learning_rate is not None:
-            defaults["lr"] = learning_rate
-        scheduler = self.scheduler_factory(optimizer)
-        return {"optimizer": {"class": type(optimizer).__name__, **defaults}, "lr_scheduler": _describe(scheduler)}
-
 
 def _base_dtype(precision: str | int | None) -> torch.dtype:
     if str(precision) not in BASE_DTYPES:
         raise ValueError(f"trainer.precision: expected one of {', '.join(BASE_DTYPES)}; got {precision}")
     return BASE_DTYPES[str(precision)]
-
-
-def _describe(setting: object) -> dict:
-    """A strategy object as plain values: its class and its simple attributes."""
-    simple = {
-        k: v for k, v in vars(setting).items() if isinstance(v, (int, float, str, bool)) and not k.startswith("_")
-    }
-    return {"class": type(setting).__name__, **simple}

@@ -13,7 +13,10 @@ from pathlib import Path
 from diffstyler.mask_prompt import parse_mask_prompt, with_files_from
 
 ROLES = ("style", "content")
-COLUMNS = ("picture", "role", "prompt", "seed", "steps", "learning_rate", "rank", "alpha", "gradient_clip", "mask")
+COLUMNS = (
+    *("picture", "role", "prompt", "seed", "steps", "learning_rate", "rank", "alpha", "gradient_clip", "mask"),
+    *("resolution", "crop_size"),
+)
 
 
 class FitManifestError(ValueError):
@@ -34,6 +37,8 @@ class FitRow:
     alpha: int | None = None
     gradient_clip: float | None = None
     mask: str | None = None
+    resolution: int | None = None
+    crop_size: int | None = None
 
 
 def read_fit_manifest(path: Path) -> list[FitRow]:

@@ -66,7 +66,7 @@ class TrajectoryCache:
         in_memory: how many stay in memory.
     """
 
-    def __init__(self, folder: Path | None, *, in_memory: int = 16) -> None:
+    def __init__(self, folder: Path | None, *, in_memory: int = 64) -> None:
         self.folder = folder
         self.in_memory = in_memory
         self._recent: OrderedDict[str, Trajectory] = OrderedDict()

@@ -2,21 +2,41 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import shlex
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from peft import LoraConfig
+from torch import nn
 
-from diffstyler.adapters import LoRALibrary, LoRAPack, read_lora, read_record
+from diffstyler.adapters import (
+    LoRA,
+    LoRALibrary,
+    LoRAPack,
+    Rows,
+    lora_files,
+    match_modules,
+    read_lora,
+    read_record,
+    renamed,
+)
 from diffstyler.backbones import Backbone
 from diffstyler.images import file_sha256, is_picture, load_image, picture_sha256
 from diffstyler.types import Triple
 
 log = logging.getLogger(__name__)
+
+#: LoRAs that stay in the pack for later pictures, where one picture needs no more
+KEPT = 16
+
+
+#: so many of what does not match a model are named
+NAMES_SHOWN = 3
 
 
 @dataclass(frozen=True)
@@ -26,29 +46,43 @@ class AdapterFile:
     path: Path
     sha256: str
     prompt: str
-    rank: int
-    modules: frozenset[str]
-    scale: float
+
+
+@dataclass(frozen=True)
+class Matched:
+    """What of a LoRA acts on the model: ``modules``, by part, {the LoRA's name: the model's}, and ``ranks`` by part."""
+
+    modules: dict[str, dict[str, str]]
+    ranks: dict[str, int]
 
 
 class MissingLoRAError(ValueError):
     """Pictures without a LoRA; the text lists them all and the command that makes them."""
 
 
+class ForeignLoRAError(ValueError):
+    """A LoRA that does not match the model, as a whole or in part."""
+
+
 class AdapterShelf:
-    """The LoRAs of a run. ``find`` first; then ask by style path or by the content picture's sha256.
+    """The LoRAs of a run. ``find`` first, ``match`` when the model is there; then ask by style path or by the content
+    picture's sha256.
 
     Args:
         library: where pictures are looked up.
         backbone: the model that the LoRAs must have been fitted on.
+        allow_partial: what of a LoRA does not match the model is left out, with a warning, in place of an error.
     """
 
-    def __init__(self, library: LoRALibrary, backbone: Backbone) -> None:
+    def __init__(self, library: LoRALibrary, backbone: Backbone, *, allow_partial: bool = False) -> None:
         self.library = library
         self.backbone = backbone
-        self.pack: LoRAPack | None = None
-        self._packed: tuple[Path, ...] = ()
-        self._files: dict[Path, AdapterFile] = {}
+        self.allow_partial = allow_partial
+        self._packs: dict[str, LoRAPack] = {}
+        self._packed: list[Path | None] = []  # by slot
+        self._recent: list[Path] = []  # the latest last
+        self._outlines: dict[Path, LoRA] = {}
+        self._matched: dict[Path, Matched] = {}
         self._styles: dict[tuple[Path, str], AdapterFile] = {}
         self._pictures: dict[tuple[str, str, str], AdapterFile] = {}
 
@@ -81,31 +115,118 @@ class AdapterShelf:
         """The LoRA of a content picture, None where it has none."""
         return self._pictures.get(("content", sha256, "everything"))
 
+    def match(self) -> None:
+        """Compare every LoRA with the loaded model.
+
+        Raises:
+            ForeignLoRAError: a LoRA has modules that the model has not, or not in these sizes, and that is not
+                allowed; or none of its UNet modules is the model's.
+        """
+        for path, outline in self._outlines.items():
+            if path not in self._matched:
+                self._matched[path] = self._match(outline)
+
     def load(self, wanted: set[Path], device: torch.device) -> None:
-        """Bring these LoRA files into the pack; its rank and modules are those of the whole run."""
-        if wanted <= set(self._packed):
-            return
-        self.close()
-        self._packed = tuple(sorted(wanted))
-        self.pack = LoRAPack(self.backbone.unet, self.config, len(self._packed), device=device)
-        for slot, path in enumerate(self._packed):
-            self.pack.load_slot(slot, read_lora(path).state, scale=self._files[path].scale)
+        """Bring these LoRA files into the packs, in place of those not asked for the longest.
+
+        The packs' ranks and modules are those of the whole run.
+        """
+        if len(wanted) > len(self._packed):
+            self._open_packs(max(len(wanted), min(KEPT, len(self._outlines))), device)
+        self._recent = [*(path for path in self._recent if path not in wanted), *sorted(wanted)]
+        for path in sorted(wanted - set(self._packed)):
+            slot = min(range(len(self._packed)), key=lambda slot: self._last_use(self._packed[slot]))
+            lora = read_lora(path, allow_partial=self.allow_partial)
+            for part, names in self._matched[path].modules.items():
+                scale = lora.scale if part == "unet" else 1.0
+                self._packs[part].load_slot(slot, renamed(lora.parts[part], names), scale=scale)
+            self._packed[slot] = path
+
+    @property
+    def pack(self) -> LoRAPack | None:
+        """The adapters on the UNet."""
+        return self._packs.get("unet")
 
     @property
     def config(self) -> LoraConfig:
-        """Of a pack that can hold any LoRA of the run: the largest rank, the union of their modules."""
-        modules = sorted({name for adapter in self._files.values() for name in adapter.modules})
-        return LoraConfig(r=max(adapter.rank for adapter in self._files.values()), target_modules=modules)
+        """Of a UNet pack that can hold any LoRA of the run, known before the model is there."""
+        states = [outline.state for outline in self._outlines.values()]
+        ranks = [len(tensor) for state in states for key, tensor in state.items() if ".lora_A" in key]
+        modules = sorted({key.rsplit(".lora_", 1)[0] for state in states for key in state})
+        return LoraConfig(r=max(ranks), target_modules=modules)
 
     def slot(self, adapter: AdapterFile | None) -> int | None:
         """The adapter's place in the pack."""
         return None if adapter is None else self._packed.index(adapter.path)
 
+    def changes_text(self, adapter: AdapterFile | None) -> bool:
+        """Whether prompts mean something else under this adapter."""
+        return adapter is not None and bool(self._text_parts(adapter))
+
+    @contextmanager
+    def encoding(self, adapter: AdapterFile | None, strength: float) -> Iterator[None]:
+        """One prompt at a time, encoded inside, is encoded under this adapter."""
+        with ExitStack() as entered:
+            if adapter is not None:
+                for part in self._text_parts(adapter):
+                    pack = self._packs[part]
+                    slots = torch.tensor([self._packed.index(adapter.path)], device=pack.flat.device)
+                    entered.enter_context(pack.rows(Rows(slots, torch.tensor([strength], device=pack.flat.device))))
+            yield
+
     def close(self) -> None:
-        """Take the pack off the model."""
-        if self.pack is not None:
-            self.pack.detach()
-        self.pack, self._packed = None, ()
+        """Take the packs off the model."""
+        for pack in self._packs.values():
+            pack.detach()
+        self._packs, self._packed = {}, []
+
+    def _text_parts(self, adapter: AdapterFile) -> list[str]:
+        return [part for part in self._matched[adapter.path].modules if part != "unet"]
+
+    def _open_packs(self, slots: int, device: torch.device) -> None:
+        self.close()
+        parts = sorted({part for matched in self._matched.values() for part in matched.modules})
+        self._packs = {part: self._empty_pack(part, slots, device) for part in parts}
+        self._packed = [None] * slots
+
+    def _empty_pack(self, part: str, slots: int, device: torch.device) -> LoRAPack:
+        those = [matched for matched in self._matched.values() if part in matched.modules]
+        modules = sorted({name for matched in those for name in matched.modules[part].values()})
+        config = LoraConfig(r=max(matched.ranks[part] for matched in those), target_modules=modules)
+        return LoRAPack(self._models[part], config, slots, device=device)
+
+    def _last_use(self, path: Path | None) -> int:
+        return -1 if path is None else self._recent.index(path)
+
+    @property
+    def _models(self) -> dict[str, nn.Module]:
+        return {"unet": self.backbone.unet, **self.backbone.text_encoders}
+
+    def _match(self, lora: LoRA) -> Matched:
+        models = self._models
+        modules = {part: match_modules(models[part], state) for part, state in lora.parts.items() if part in models}
+        foreign = [
+            f"{part} {name}"
+            for part, state in lora.parts.items()
+            for name in dict.fromkeys(key.rsplit(".lora_", 1)[0] for key in state)
+            if name not in modules.get(part, {})
+        ]
+        count = sum(map(len, modules.values()))
+        if foreign or lora.unmatched:
+            text = (
+                f"{lora.path}: {count} of its {count + len(foreign)} modules match this model"
+                + (f", and {len(lora.unmatched)} keys are of no known dialect" if lora.unmatched else "")
+                + f"; not {_some([*foreign, *lora.unmatched])}"
+            )
+            if not modules["unet"]:
+                raise ForeignLoRAError(f"{text}: it was made for another model")
+            if not self.allow_partial:
+                raise ForeignLoRAError(
+                    f"{text}: it was made for another model; model.on_partial_lora warn uses what matches"
+                )
+            log.warning("%s; the rest acts", text)
+        ranks = {part: max(len(t) for k, t in state.items() if ".lora_A" in k) for part, state in lora.parts.items()}
+        return Matched({part: names for part, names in modules.items() if names}, ranks)
 
     def _look_up(self, role: str, picture: Path, mask: str = "everything") -> AdapterFile | None:
         sha256 = picture_sha256(load_image(picture))
@@ -130,14 +251,11 @@ class AdapterShelf:
         return adapter
 
     def _read(self, path: Path) -> AdapterFile:
-        lora = read_lora(path)
-        if lora.text_encoders:
-            log.warning("%s: only its UNet part acts; its %s part does not", lora.path, ", ".join(lora.text_encoders))
+        lora = read_lora(path, allow_partial=self.allow_partial)
         is_ours = path.is_dir() and (path / "diffstyler.json").is_file()
         prompt = read_record(path).prompt if is_ours else ""
-        modules = frozenset(key.rsplit(".lora_", 1)[0] for key in lora.state)
-        adapter = AdapterFile(lora.path, file_sha256(lora.path), prompt, lora.rank, modules, lora.scale)
-        self._files[lora.path] = adapter
+        adapter = AdapterFile(lora.path, _sha256(path), prompt)
+        self._outlines[lora.path] = _outline(lora)
         return adapter
 
     def _missing_text(self, missing: dict[str, list[Path]], manifest: Path | None) -> str:
@@ -152,6 +270,23 @@ class AdapterShelf:
             command += ["--lora_dir", str(self.library.lora_dir)]
             lines += ["make them with", "  " + shlex.join(command)]
         return "\n".join(lines)
+
+
+def _outline(lora: LoRA) -> LoRA:
+    """The LoRA's names and sizes without its weights."""
+    states = {part: {key: tensor.to("meta") for key, tensor in state.items()} for part, state in lora.parts.items()}
+    return replace(lora, state=states.pop("unet"), text_encoders=states)
+
+
+def _some(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:NAMES_SHOWN])
+    return f"{shown} and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else shown
+
+
+def _sha256(lora: Path) -> str:
+    """Of the LoRA's file; of the files' hashes, where it has several."""
+    hashes = [file_sha256(file) for file in lora_files(lora).values()]
+    return hashes[0] if len(hashes) == 1 else hashlib.sha256(" ".join(hashes).encode()).hexdigest()
 
 
 def _readable(paths: Iterable[Path]) -> Iterator[Path]:

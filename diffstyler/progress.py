@@ -1,22 +1,45 @@
-"""One progress bar for `fit`: LoRAs done, steps, loss, time left."""
+"""One progress bar for `fit`: LoRAs done, adapter-steps, how many a second, loss, time left."""
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any
 
 import lightning
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
 
 if TYPE_CHECKING:
     from diffstyler.finetuning import LoRAFinetuner
 
 
+#: how often the first rank looks what others have finished
+NOTICE_SECONDS = 2.0
+
+
+class Speed(ProgressColumn):
+    """Steps of all LoRAs together in a second."""
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text("" if speed is None else f"{speed:.1f} adapter-steps/s")
+
+
 class FitProgress(lightning.Callback):
-    """Shows the steps of all LoRAs of this process, with the time left."""
+    """Shows the steps of all LoRAs of the run, whichever process takes them, with the time left."""
 
     def __init__(self) -> None:
         self.progress: Progress | None = None
         self.task = TaskID(0)
+        self._noticed = 0.0
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: LoRAFinetuner) -> None:  # type: ignore[override]
         total, done = pl_module.step_count()
@@ -24,10 +47,10 @@ class FitProgress(lightning.Callback):
             return
         self.progress = Progress(
             TextColumn("[bold]{task.description}"),
-            BarColumn(),
-            TextColumn("{task.completed:.0f}/{task.total:.0f} steps"),
-            TextColumn("loss {task.fields[loss]:.4f}"),
-            TimeElapsedColumn(),
+            BarColumn(bar_width=12),
+            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+            Speed(),
+            TextColumn("loss {task.fields[loss]:.3f}"),
             TextColumn("left"),
             TimeRemainingColumn(elapsed_when_finished=False),
         )
@@ -42,11 +65,13 @@ class FitProgress(lightning.Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        if self.progress is not None:
-            _, done = pl_module.step_count()
-            self.progress.update(
-                self.task, completed=done, description=self._title(pl_module), loss=pl_module.last_loss
-            )
+        if self.progress is None:
+            return
+        if time.monotonic() - self._noticed > NOTICE_SECONDS:
+            pl_module.farm.notice()
+            self._noticed = time.monotonic()
+        _, done = pl_module.step_count()
+        self.progress.update(self.task, completed=done, description=self._title(pl_module), loss=pl_module.last_loss)
 
     def on_train_end(self, trainer: lightning.Trainer, pl_module: LoRAFinetuner) -> None:  # type: ignore[override]
         self._stop()

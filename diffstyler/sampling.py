@@ -21,7 +21,7 @@ class Region:
 
     ``slot``: the style adapter in the pack, None for the base model. ``mask`` (h, w) in [0, 1] on the latent grid,
     1 = stylize; None = everywhere. Active at the noise levels stop < t / T <= start. ``injection``: how the content
-    steers this style.
+    steers this style. ``source_prompt``: of a source row under this adapter, None where it is as without.
     """
 
     slot: int | None
@@ -33,6 +33,7 @@ class Region:
     start: float = 1.0
     stop: float = 0.0
     injection: Injection = field(default_factory=NoInjection)
+    source_prompt: PromptEmbeds | None = None
 
     def active(self, timestep: int, num_train_timesteps: int) -> bool:
         return self.stop < timestep / num_train_timesteps <= self.start
@@ -40,12 +41,17 @@ class Region:
 
 @dataclass(frozen=True)
 class Canvas:
-    """One picture to denoise: where it starts (C, h, w), the content's way, and its regions, later ones on top."""
+    """One picture to denoise: where it starts (C, h, w), the content's way, and its regions, later ones on top.
+
+    ``content_slot``, ``source_prompt``: of the source row that all regions share; None = the base model, and the
+    prompt that all pictures share.
+    """
 
     latents: torch.Tensor
     content: Trajectory
     regions: tuple[Region, ...]
     content_slot: int | None = None
+    source_prompt: PromptEmbeds | None = None
 
 
 class InitialLatents(ABC):
@@ -176,21 +182,24 @@ def _groups(
     """
     t, alpha = moment.timestep, moment.alpha
     shared = [region for region in regions if not region.injection.source_under_style]
-    own = [[region] for region in regions if region.injection.source_under_style]
+    own = [region for region in regions if region.injection.source_under_style]
 
-    def group(members: list[Region], slot: int | None, strength: float) -> tuple[Group, list[Region]]:
+    def group(
+        members: list[Region], slot: int | None, strength: float, prompt: PromptEmbeds | None
+    ) -> tuple[Group, list[Region]]:
         rates = [r.injection.rates(moment.step, moment.num_inference_steps, t) for r in members]
         targets = tuple(
-            Row(x_t, t, alpha, prompt, region.slot, region.strength, rate)
+            Row(x_t, t, alpha, told, region.slot, region.strength, rate)
             for region, rate in zip(members, rates, strict=True)
-            for prompt in _prompts(region)
+            for told in _prompts(region)
         )
         steered = any(rate.active for rate in rates)
-        source = Row(canvas.content.at(t), t, alpha, source_prompt, slot, strength) if steered else None
+        told = source_prompt if prompt is None else prompt
+        source = Row(canvas.content.at(t), t, alpha, told, slot, strength) if steered else None
         return Group(source, targets), members
 
-    groups = [group(shared, canvas.content_slot, 1.0)] if shared else []
-    return groups + [group(members, members[0].slot, members[0].strength) for members in own]
+    groups = [group(shared, canvas.content_slot, 1.0, canvas.source_prompt)] if shared else []
+    return groups + [group([region], region.slot, region.strength, region.source_prompt) for region in own]
 
 
 def _prompts(region: Region) -> tuple[PromptEmbeds, ...]:

@@ -16,7 +16,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from diffstyler.adapters import LoRAIdentity, LoRAPack, lora_scale
-from diffstyler.crops import FitPicture
+from diffstyler.crops import Crops, FitPicture
+from diffstyler.early_stop import EarlyStop
 from diffstyler.images import atomic_write
 from diffstyler.types import PromptEmbeds
 
@@ -33,7 +34,7 @@ SchedulerFactory = Callable[[Optimizer], LRScheduler]
 class FitJob:
     """One LoRA to fit: which picture, under which identity, for how many steps, with which settings of its own.
 
-    ``learning_rate`` None is the optimizer's own; ``gradient_clip`` None means no bound.
+    ``learning_rate`` None is the optimizer's own; ``gradient_clip`` None means no bound, ``early_stop`` None all steps.
     """
 
     picture: FitPicture
@@ -42,6 +43,8 @@ class FitJob:
     config: LoraConfig = field(default_factory=LoraConfig)
     learning_rate: float | None = None
     gradient_clip: float | None = None
+    crops: Crops = field(default_factory=Crops)
+    early_stop: EarlyStop | None = None
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,9 @@ class Draw:
     noise: torch.Tensor
     timesteps: torch.Tensor
     mask: torch.Tensor
+
+    def __getitem__(self, rows: slice) -> Draw:
+        return Draw(self.clean[rows], self.noise[rows], self.timesteps[rows], self.mask[rows])
 
 
 class NonFiniteLossError(ArithmeticError):
@@ -104,17 +110,43 @@ class Slot:
     masks: torch.Tensor | None = None  # (crops, 1, h, w), the cells that are learned; None = all
     step: int = 0
     losses: list[float] = field(default_factory=list)
+    held_out: list[float] = field(default_factory=list)  # losses on held-out noise, where it may stop early
 
     @property
     def done(self) -> bool:
-        return self.step >= self.job.steps
+        return self.step >= self.job.steps or self.stopped
+
+    @property
+    def stopped(self) -> bool:
+        """Whether it ends before its last step."""
+        return self.job.early_stop is not None and self.job.early_stop.stops(self.held_out)
+
+    @property
+    def due(self) -> bool:
+        """Whether it is time to look at the held-out loss."""
+        return self.job.early_stop is not None and len(self.held_out) < self.step // self.job.early_stop.every
 
     def draw(self, batch_size: int, num_train_timesteps: int) -> Draw:
         """The rows of the present step: random crops, noise and timesteps."""
         generator = torch.Generator().manual_seed(_mix(self.job.picture.seed, self.step))
         crops = torch.randint(len(self.latents), (batch_size,), generator=generator)
         timesteps = torch.randint(num_train_timesteps, (batch_size,), generator=generator)
-        noise = torch.randn((batch_size, *self.latents.shape[1:]), generator=generator, dtype=torch.float32)
+        return self._rows(crops, timesteps, generator)
+
+    def draw_held_out(self, batch_size: int, num_train_timesteps: int) -> list[Draw]:
+        """The rows of the held-out loss, always the same ones, in parts of ``batch_size``: a timestep in each of equal
+        ranges of the noise levels."""
+        assert self.job.early_stop is not None
+        parts = -(-self.job.early_stop.rows // batch_size)
+        generator = torch.Generator().manual_seed(_mix(self.job.picture.seed, "held out"))
+        crops = torch.randint(len(self.latents), (parts * batch_size,), generator=generator)
+        places = torch.arange(len(crops)) + torch.rand(len(crops), generator=generator)
+        timesteps = (places * num_train_timesteps / len(crops)).long()
+        rows = self._rows(crops, timesteps, generator)
+        return [rows[part * batch_size : (part + 1) * batch_size] for part in range(parts)]
+
+    def _rows(self, crops: torch.Tensor, timesteps: torch.Tensor, generator: torch.Generator) -> Draw:
+        noise = torch.randn((len(crops), *self.latents.shape[1:]), generator=generator, dtype=torch.float32)
         device = self.latents.device
         rows = crops.to(device)
         return Draw(self.latents[rows], noise.to(device), timesteps.to(device), self._mask_of(rows))
@@ -159,6 +191,7 @@ class Slot:
             "loss_scale": [self.loss_scale.value, self.loss_scale.good_steps],
             "step": self.step,
             "losses": self.losses,
+            "held_out": self.held_out,
             "history": self.history,
         }
         torch.save(state, buffer)
@@ -176,6 +209,7 @@ class Slot:
         self.scheduler.load_state_dict(state["scheduler"])
         self.loss_scale.value, self.loss_scale.good_steps = state["loss_scale"]
         self.step, self.losses, self.history = state["step"], state["losses"], state["history"]
+        self.held_out = state["held_out"]
 
     def close(self) -> None:
         """Leave the row empty for the next LoRA."""
@@ -208,5 +242,5 @@ def open_slot(
     return Slot(job, index, pack, latents, prompt, own, lr_scheduler(own), weights, loss_scale, list(history), masks)
 
 
-def _mix(seed: int, step: int) -> int:
+def _mix(seed: int, step: int | str) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}/{step}".encode()).digest()[:8], "big") >> 1

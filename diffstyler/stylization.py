@@ -12,6 +12,7 @@ from typing import Literal, Protocol
 
 import lightning
 import torch
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from diffstyler.adapters import LoRALibrary
 from diffstyler.backbones import Backbone, StableDiffusion
@@ -60,6 +61,8 @@ class Stylizer(lightning.LightningModule):
         content_lora: whether inversion and source row run under the content picture's own LoRA: "found" where the
             library has one, "required" always, "off" never (under the base model).
         masker: finds what mask prompts name; by default the base model's own attention.
+        on_partial_lora: what a LoRA means that matches the model in part, or has keys that no tool's dialect knows: an
+            "error", or, with "warn", what matches acts and the rest is left out.
         on_empty_mask: what a mask that finds nothing means: "error" for that picture, "skip" the region, or the
             "whole" picture.
         feather: width of the soft border of a mask that has none of its own, as a fraction of the short side, to both
@@ -89,6 +92,7 @@ class Stylizer(lightning.LightningModule):
         injection: Injection | None = None,
         initial: InitialLatents | None = None,
         content_lora: Literal["found", "required", "off"] = "found",
+        on_partial_lora: Literal["error", "warn"] = "error",
         masker: Masker | None = None,
         on_empty_mask: Literal["error", "skip", "whole"] = "error",
         feather: float = 0.02,
@@ -106,7 +110,7 @@ class Stylizer(lightning.LightningModule):
         if not 0 <= feather <= 0.5:
             raise ValueError(f"model.feather: expected a fraction of the short side in 0 … 0.5, got {feather}")
         self.backbone = backbone if backbone is not None else StableDiffusion()
-        self.shelf = AdapterShelf(LoRALibrary(lora_dir), self.backbone)
+        self.shelf = AdapterShelf(LoRALibrary(lora_dir), self.backbone, allow_partial=on_partial_lora == "warn")
         self.writer = StylizationWriter(output_dir) if output_dir is not None else None
         self.cache = TrajectoryCache(cache_dir)
         self.num_inference_steps = num_inference_steps
@@ -127,12 +131,14 @@ class Stylizer(lightning.LightningModule):
         self.rows_per_call = rows_per_call
         self.max_memory = max_memory
         self.plan: PredictPlan | None = None
-        self._prompts: dict[str, PromptEmbeds] = {}
+        self._prompts: dict[tuple[str, str | None, float], PromptEmbeds] = {}
 
     # ---- the method
 
     def predict_step(self, batch: list[Triple], batch_idx: int) -> list[Stylized | Failed]:
         """Pictures of one batch: those of equal size are made together."""
+        if self.trainer.received_sigterm:
+            raise SIGTERMException
         outcomes: list[Stylized | Failed] = []
         works = []
         for triple in batch:
@@ -143,8 +149,19 @@ class Stylizer(lightning.LightningModule):
             except (ValueError, OSError) as error:
                 outcomes.append(Failed(triple.id, triple.origin, str(error)))
         for _, same_size in groupby(sorted(works, key=lambda w: w.size), key=lambda w: w.size):
-            outcomes += self._stylize(list(same_size))
+            outcomes += self._stylize_or_fail(list(same_size))
         return outcomes
+
+    def _stylize_or_fail(self, works: list[Work]) -> list[Stylized | Failed]:
+        """Where a batch fails, each picture is tried alone, so that only those fail that must."""
+        try:
+            return [*self._stylize(works)]
+        except (ValueError, RuntimeError, OSError) as error:
+            if len(works) > 1:
+                return [outcome for work in works for outcome in self._stylize_or_fail([work])]
+            triple = works[0].triple
+            log.error("%s: %s", triple.origin or triple.id, error, exc_info=log.isEnabledFor(logging.DEBUG))
+            return [Failed(triple.id, triple.origin, f"{type(error).__name__}: {error}")]
 
     @torch.no_grad()
     def _stylize(self, works: list[Work]) -> list[Stylized]:
@@ -195,7 +212,7 @@ class Stylizer(lightning.LightningModule):
                 denoiser,
                 [z_0],
                 self.backbone.sampling_schedule(steps),
-                self._embed(""),
+                self._embed("", adapter),
                 slot=self.shelf.slot(adapter),
                 refinements=self.inversion_refinements,
             )[0]
@@ -214,16 +231,18 @@ class Stylizer(lightning.LightningModule):
         x_T = initial_latents(z_T, starts, [region.mask for _, region in first])
         if self.fusion.outside is not None:
             regions = [self._outside(self.fusion.outside), *regions]
-        return Canvas(x_T, content, tuple(regions), self.shelf.slot(work.content_adapter))
+        source_prompt = self._embed("", work.content_adapter)
+        return Canvas(x_T, content, tuple(regions), self.shelf.slot(work.content_adapter), source_prompt)
 
     def _region(self, style: Style, latents: torch.Tensor) -> Region:
-        mask = style.mask
+        mask, adapter, strength = style.mask, style.adapter, style.region.strength
         return Region(
-            slot=self.shelf.slot(style.adapter),
-            prompt=self._embed(style.prompt),
-            negative_prompt=self._embed(style.negative_prompt),
+            slot=self.shelf.slot(adapter),
+            prompt=self._embed(style.prompt, adapter, strength),
+            negative_prompt=self._embed(style.negative_prompt, adapter, strength),
+            source_prompt=self._embed("", adapter, strength),
             guidance_scale=style.guidance_scale,
-            strength=style.region.strength,
+            strength=strength,
             mask=None
             if mask is None
             else self.fusion.latent_mask(mask, (latents.shape[1], latents.shape[2])).to(latents),
@@ -312,8 +331,10 @@ class Stylizer(lightning.LightningModule):
 
     def on_predict_start(self) -> None:
         """Raises:
+        ForeignLoRAError: a LoRA does not match the model.
         ValueError: the inversion's grid does not hold the sampling grid's timesteps.
         """
+        self.shelf.match()
         grids = [self.backbone.sampling_schedule(n) for n in (self.num_inference_steps, self._inversion_steps)]
         sampling, inversion = (set(grid.timesteps.tolist()) for grid in grids)
         if not sampling <= inversion:
@@ -389,10 +410,14 @@ class Stylizer(lightning.LightningModule):
     def _inversion_steps(self) -> int:
         return self.inversion_steps or self.num_inference_steps
 
-    def _embed(self, prompt: str) -> PromptEmbeds:
-        if prompt not in self._prompts:
-            self._prompts[prompt] = self.backbone.encode_prompt([prompt])
-        return self._prompts[prompt]
+    def _embed(self, prompt: str, adapter: AdapterFile | None = None, strength: float = 1.0) -> PromptEmbeds:
+        """One prompt's conditioning under an adapter; without a text-encoder part, or at strength 0, the base's."""
+        acts = strength != 0 and self.shelf.changes_text(adapter)
+        key = (prompt, adapter.sha256, strength) if acts and adapter else (prompt, None, 1.0)
+        if key not in self._prompts:
+            with self.shelf.encoding(adapter if acts else None, strength):
+                self._prompts[key] = self.backbone.encode_prompt([prompt])
+        return self._prompts[key]
 
     @property
     def _data(self) -> TriplesToMake:

@@ -1,4 +1,4 @@
-"""Finished pictures -> files: the picture, its sidecar, and a list of what failed."""
+"""Finished pictures -> files: the picture, its sidecar, and a list of what failed, whichever rank made them."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 from torchvision.transforms.functional import to_pil_image
 
 from diffstyler.images import atomic_write, save_image, to_image
+from diffstyler.ranks import Tally, Told, exit_codes, part
 from diffstyler.sheet import write_sheet
 from diffstyler.types import Failed, Stylized
 
@@ -23,7 +24,7 @@ FAILURES_NAME = "failures.jsonl"
 
 
 class PredictError(RuntimeError):
-    """Some pictures could not be made; the text names each and says why. The others are written."""
+    """Some pictures could not be made, or a rank ended early; the text says which and why. The others are written."""
 
 
 def request_key(request: dict) -> str:
@@ -41,15 +42,14 @@ class StylizationWriter(BasePredictionWriter):
     def __init__(self, output_dir: Path) -> None:
         super().__init__(write_interval="batch")
         self.output_dir = output_dir
-        self.failures: list[Failed] = []
+        self.tally = Tally(output_dir, "", 0, 1)
+        self._parted = False
 
     def is_done(self, id: str, key: str) -> bool:
         """Whether this very picture lies in the folder already."""
         sidecar = self.output_dir / f"{id}.json"
-        if not sidecar.is_file() or not (self.output_dir / f"{id}.png").is_file():
-            return False
         try:
-            return json.loads(sidecar.read_text(encoding="utf-8")).get("key") == key
+            return self._has(id) and json.loads(sidecar.read_text(encoding="utf-8")).get("key") == key
         except json.JSONDecodeError:
             return False
 
@@ -63,11 +63,14 @@ class StylizationWriter(BasePredictionWriter):
         batch_idx: int,
         dataloader_idx: int,
     ) -> None:
-        for outcome in prediction:
-            if isinstance(outcome, Failed):
-                self.failures.append(outcome)
-            else:
-                self.write(outcome)
+        failed = {outcome.id: outcome for outcome in prediction if isinstance(outcome, Failed)}
+        for stylized in (outcome for outcome in prediction if isinstance(outcome, Stylized)):
+            self.write(stylized)
+        for triple in batch:
+            if triple.id in failed:
+                self.tally.add(Told(triple.id, triple.origin, failed[triple.id].reason))
+            elif self._has(triple.id):
+                self.tally.add(Told(triple.id))
 
     def write(self, stylized: Stylized) -> None:
         """Masks and picture first, then the sidecar: a sidecar says that its picture is complete."""
@@ -80,15 +83,57 @@ class StylizationWriter(BasePredictionWriter):
         text = json.dumps(stylized.provenance, indent=2, sort_keys=True, ensure_ascii=False)
         atomic_write(self.output_dir / f"{stylized.id}.json", (text + "\n").encode())
 
+    def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+        self.tally = Tally.of(trainer, self.output_dir / ".ranks")
+        self._parted = False
+
+    def on_predict_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        self._part(trainer)
+
+    def teardown(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+        self._part(trainer)  # a rank without rows never starts
+
+    def _part(self, trainer: lightning.Trainer) -> None:
+        if not self._parted:
+            part(trainer)
+        self._parted = True
+
     def on_predict_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        self.output_dir.mkdir(parents=True, exist_ok=True)
-        if trainer.is_global_zero:
-            write_sheet(self.output_dir)
-        report = self.output_dir / FAILURES_NAME
-        if not self.failures:
-            report.unlink(missing_ok=True)
+        """The first rank reports for all, when the others have ended.
+
+        Raises:
+            PredictError: a row of the manifest has no picture.
+        """
+        if not trainer.is_global_zero:
+            self.tally.close()
             return
-        lines = [json.dumps({"id": f.id, "origin": f.origin, "reason": f.reason}) for f in self.failures]
-        atomic_write(report, ("\n".join(lines) + "\n").encode())
-        named = "\n".join(f"  {f.origin or f.id}: {f.reason}" for f in self.failures)
-        raise PredictError(f"{len(self.failures)} pictures could not be made (see {report}):\n{named}")
+        told = self.tally.collect()
+        self.output_dir.mkdir(parents=True, exist_ok=True)
+        write_sheet(self.output_dir)
+        failed = [line for line in told if line.reason is not None]
+        self._report(failed)
+        known = {line.id for line in told if line.reason is not None or self._has(line.id)}
+        lost = [triple.id for triple in trainer.datamodule.triples if triple.id not in known]  # type: ignore[attr-defined]
+        problems = []
+        if failed:
+            report = self.output_dir / FAILURES_NAME
+            named = "\n".join(f"  {line.origin or line.id}: {line.reason}" for line in failed)
+            problems.append(f"{len(failed)} pictures could not be made (see {report}):\n{named}")
+        if lost:
+            some = ", ".join(lost[:3]) + (", …" if len(lost) > 3 else "")
+            problems.append(f"a rank ended early, {len(lost)} pictures are missing ({some}); run the same again")
+        if not lost and any(exit_codes(trainer)):
+            problems.append("a rank ended with an error after its work was done")
+        if problems:
+            raise PredictError("\n".join(problems))
+
+    def _report(self, failed: Sequence[Told]) -> None:
+        report = self.output_dir / FAILURES_NAME
+        if failed:
+            lines = [json.dumps({"id": f.id, "origin": f.origin, "reason": f.reason}) + "\n" for f in failed]
+            atomic_write(report, "".join(lines).encode())
+        else:
+            report.unlink(missing_ok=True)
+
+    def _has(self, id: str) -> bool:
+        return all((self.output_dir / f"{id}{suffix}").is_file() for suffix in (".png", ".json"))

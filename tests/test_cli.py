@@ -159,8 +159,9 @@ def test_inspect_and_export(tmp_path, capsys):
     facts = json.loads(capsys.readouterr().out)
     expected = {"family": "sd1", "parts": {"unet": 1}, "ranks": [4], "alphas": [8.0], "targets": ["attn2.to_k"]}
     assert {name: facts[name] for name in expected} == expected
-    norm = (state[f"{module}.lora_B.weight"] @ state[f"{module}.lora_A.weight"]).norm().item()
-    assert facts["update_norm"]["largest"] == pytest.approx(norm)
+    norm = (8 / 4 * state[f"{module}.lora_B.weight"] @ state[f"{module}.lora_A.weight"]).norm().item()
+    assert facts["update_norm"]["largest"] == pytest.approx(norm, rel=1e-5)
+    assert (facts["matched_keys"], facts["unmatched_keys"], facts["problem"]) == (2, [], None)
     out = tmp_path / "for-others.safetensors"
     assert cli.main(["export", str(tmp_path / "lora"), "--output", str(out)]) == 0
     assert cli.main(["inspect", str(out)]) == 0
@@ -169,6 +170,8 @@ def test_inspect_and_export(tmp_path, capsys):
     broken = {key: tensor * torch.nan for key, tensor in state.items()}
     save_file({f"unet.{key}": tensor for key, tensor in broken.items()}, tmp_path / "broken.safetensors")
     assert cli.main(["inspect", str(tmp_path / "broken.safetensors")]) == 0
-    assert len(json.loads(capsys.readouterr().out)["not_finite"]) == 2
+    facts = json.loads(capsys.readouterr().out)
+    assert len(facts["not_finite"]) == 2
+    assert "has NaN or infinite values" in facts["problem"]
     assert cli.main(["export", str(tmp_path / "broken.safetensors"), "--output", str(out)]) == 1
     assert "NaN" in capsys.readouterr().err

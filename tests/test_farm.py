@@ -9,10 +9,11 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from diffstyler import cli
-from diffstyler.adapters import LoRAIdentity, LoRALibrary
+from diffstyler.adapters import LoRAIdentity, LoRALibrary, read_lora
 from diffstyler.crops import FitPicture
 from diffstyler.farm import Failure, FailureLog, Farm
 from diffstyler.slots import FitJob
@@ -40,6 +41,14 @@ def names(farm: Farm) -> list[str]:
 @pytest.fixture
 def library(tmp_path: Path) -> LoRALibrary:
     return LoRALibrary(tmp_path)
+
+
+def test_the_largest_wanted_job_comes_first(library):
+    farm = Farm(library, jobs(5, 20, 10))
+    farm.order(lambda job: -job.steps)
+    assert [farm.claim(lambda job: job.steps > 5).steps for _ in range(2)] == [10, 20]
+    assert farm.claim(lambda job: job.steps > 5) is None
+    assert farm.claim().steps == 5
 
 
 def test_the_longest_job_comes_first(library):
@@ -76,6 +85,15 @@ def test_what_another_process_finished_is_found(library):
     assert other.claim().steps == 2
     assert names(other) == ["0"]
     other.close()
+
+
+def test_what_others_finished_is_noticed_without_claiming(library):
+    one, other = Farm(library, jobs(3, 2)), Farm(library, jobs(3, 2))
+    one.publish(one.claim(), write, steps_taken=2)
+    other.notice()
+    assert names(other) == ["0"]
+    assert other.finished[0].steps_taken == 2
+    assert [job.steps for job in other.waiting] == [2]
 
 
 def test_a_failed_job_is_not_tried_again_in_this_run(library):
@@ -135,8 +153,6 @@ def expected(command, tmp_path_factory) -> dict[str, bytes]:
 
 
 def fit(command: list[str], folder: Path, *more: str) -> int:
-    import torch
-
     try:
         return cli.main([*command, "--lora_dir", str(folder), *more])
     finally:
@@ -189,6 +205,26 @@ def test_fewer_jobs_than_ranks(command, expected, tmp_path):
     _, error = process.communicate(timeout=120)
     assert process.returncode == 0, error
     assert len(weights(tmp_path)) == 1
+
+
+TOGETHER = ("--data.together", "dots", "--model.batch_size", "3", "--trainer.precision", "64-true")
+
+
+def test_two_ranks_fit_one_lora_together(command, tmp_path):
+    process = start([*command, *TOGETHER], tmp_path / "two", *DDP)
+    _, error = process.communicate(timeout=120)
+    assert process.returncode == 0, error
+    assert fit([*command, *TOGETHER], tmp_path / "one") == 0
+    states = [read_lora(next((tmp_path / name).glob("dots-*"))).state for name in ("one", "two")]
+    flat = [torch.cat([state[key].flatten().double() for key in sorted(state)]) for state in states]
+    assert (flat[0] - flat[1]).norm() / flat[0].norm() < 1e-6
+
+
+def test_a_team_needs_a_row_for_each_rank(command, tmp_path):
+    process = start([*command, *TOGETHER, "--model.batch_size", "1"], tmp_path, *DDP)
+    _, error = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert "expected at least a row for each of the 2 ranks that fit 'dots' together, got 1" in error
 
 
 @pytest.mark.parametrize("whom", ["one rank", "all"])

@@ -1,24 +1,30 @@
-"""LoRA files of every dialect: each gives the UNet output that diffusers, or an independent reader, gets from it."""
+"""Names and metadata of every dialect, alphas and ranks of every kind, and wrong files (see also test_lora_matrix)."""
 
+import hashlib
 import json
-import re
 from pathlib import Path
 
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
 from peft import LoraConfig
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from diffstyler.adapters import LoRAFileError, LoRAPack, Rows, pack_for, read_lora, save_kohya, save_lora
+from diffstyler.adapters import (
+    LoRA,
+    LoRAFileError,
+    LoRAPack,
+    Rows,
+    inspect_lora,
+    kohya_family,
+    pack_for,
+    read_lora,
+    save_kohya,
+    save_lora,
+)
 from diffstyler.adapters.formats import kohya_name, place_of
 
-TARGETS = {
-    "attention": ["to_q", "to_k", "to_v", "to_out.0"],
-    "transformer": ["to_q", "to_v", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2"],
-    "convolutions": ["conv1", "conv2", "conv_shortcut", "time_emb_proj", "proj_in"],
-}
+TARGETS = {"attention": ["to_q", "to_k", "to_v", "to_out.0"]}
 RANK, ALPHA = 4, 10
 LATENTS = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
 TIMESTEP = torch.tensor([501])
@@ -30,9 +36,6 @@ def state(tiny, request) -> dict[str, torch.Tensor]:
     pack.flat.normal_(0, 0.1, generator=torch.Generator().manual_seed(0))
     pack.detach()
     return pack.state_dict(0)
-
-
-each_target = pytest.mark.parametrize("state", TARGETS, indirect=True)
 
 
 def config(state: dict[str, torch.Tensor]) -> LoraConfig:
@@ -60,19 +63,6 @@ def peft_folder(tmp_path: Path, state: dict[str, torch.Tensor]) -> Path:
     return folder
 
 
-def old_diffusers_file(tmp_path: Path, state: dict[str, torch.Tensor]) -> Path:
-    """`unet.….processor.to_q_lora.down.weight`, with a scale of 1: the scale goes into the weights."""
-    tensors = {}
-    for key, tensor in state.items():
-        module, role = re.match(r"(.*)\.lora_([AB])\.weight", key).groups()
-        old = re.sub(r"\.(to_q|to_k|to_v)$", r".processor.\1_lora", module)
-        old = old.removesuffix(".to_out.0") + ".processor.to_out_lora" if module.endswith("to_out.0") else old
-        name = f"unet.{old}{'' if '.processor.' in old else '.lora'}.{'down' if role == 'A' else 'up'}.weight"
-        tensors[name] = tensor if role == "A" else tensor * ALPHA / RANK
-    save_file(tensors, tmp_path / "old.safetensors")
-    return tmp_path / "old.safetensors"
-
-
 def merged(tiny, updates: dict[str, torch.Tensor]) -> torch.Tensor:
     """The UNet's output with updates added to its weights."""
     for name, update in updates.items():
@@ -96,52 +86,53 @@ def updates(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: ALPHA / RANK * b[name] @ a[name] for name in names}
 
 
-@pytest.mark.parametrize("write", [diffusers_file, kohya_file, peft_folder, old_diffusers_file])
-@each_target
-@torch.no_grad()
-def test_every_dialect_gives_the_merged_output(tiny, tmp_path, state, write):
-    if write is old_diffusers_file and not any("to_q" in key for key in state):
-        pytest.skip("the old dialect knows attention alone")
-    actual = ours(tiny, write(tmp_path, state))
-    plain = merged(tiny, {})
-    expected = merged(tiny, updates(state))
-    assert not torch.allclose(plain, expected, atol=1e-3)
-    torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-4)
-
-
-@pytest.mark.parametrize("write", [diffusers_file, kohya_file])
-@each_target
-@torch.no_grad()
-def test_what_we_write_gives_the_same_through_diffusers(tiny, tiny_dir, tmp_path, state, write):
-    path = write(tmp_path, state)
-    pipe = StableDiffusionPipeline.from_pretrained(tiny_dir)
-    pipe.load_lora_weights(path.parent, weight_name=path.name)
-    theirs = pipe.unet(LATENTS, TIMESTEP, encoder_hidden_states=tiny.encode_prompt(["a red tree"]).tokens).sample
-    torch.testing.assert_close(ours(tiny, path), theirs, atol=1e-5, rtol=1e-4)
-
-
-@each_target
-@torch.no_grad()
-def test_kohyas_file_by_an_independent_reader(tiny, tmp_path, state):
-    """Every module of the model by its name with underscores; the update is up @ down * alpha / rank."""
-    path = kohya_file(tmp_path, state)
+@pytest.mark.parametrize(
+    ("family", "expected"),
+    [
+        ("sd1", ("sd_v1", "False", "stable-diffusion-v1/lora", "512x512", "epsilon")),
+        ("sd2-512", ("sd_v2", "True", "stable-diffusion-v2-512/lora", "512x512", "epsilon")),
+        ("sd2-768-v", ("sd_v2_v", "True", "stable-diffusion-v2-768-v/lora", "768x768", "v")),
+        ("sdxl", ("sdxl_base_v1-0", "False", "stable-diffusion-xl-v1-base/lora", "1024x1024", "epsilon")),
+    ],
+)
+def test_kohyas_metadata(tmp_path, family, expected):
+    state = {"mid_block.to_q.lora_A.weight": torch.ones(4, 8), "mid_block.to_q.lora_B.weight": torch.ones(8, 4)}
+    lora = LoRA(state, ALPHA / RANK, RANK, tmp_path)
+    path = save_kohya(tmp_path / "kohya.safetensors", lora, family=family, title="Test", trigger="painting of <sss>")
     with safe_open(path, "pt") as file:
-        metadata, tensors = file.metadata(), {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    names = {"lora_unet_" + name.replace(".", "_"): name for name, _ in tiny.unet.named_modules()}
-    found = {}
-    for key in [key for key in tensors if key.endswith(".lora_down.weight")]:
-        stem = key.removesuffix(".lora_down.weight")
-        down, up = tensors[key].flatten(1), tensors[f"{stem}.lora_up.weight"].flatten(1)
-        found[names[stem]] = up @ down * tensors[f"{stem}.alpha"] / len(down)
-    assert len(tensors) == 3 * len(found)
-    actual = ours(tiny, path)
-    torch.testing.assert_close(actual, merged(tiny, found), atol=1e-5, rtol=1e-4)
+        metadata, alpha = file.metadata(), file.get_tensor("lora_unet_mid_block_to_q.alpha")
+    keys = ("ss_base_model_version", "ss_v2", "modelspec.architecture", "modelspec.resolution")
+    assert tuple(metadata[key] for key in (*keys, "modelspec.prediction_type")) == expected
     assert "lora_adapter_metadata" not in metadata
+    assert metadata["ss_network_module"] == "networks.lora"
     assert metadata["ss_network_dim"] == str(RANK)
-    assert float(metadata["ss_network_alpha"]) == ALPHA
-    assert metadata["modelspec.architecture"] == "stable-diffusion-v1/lora"
+    assert float(metadata["ss_network_alpha"]) == alpha == ALPHA
+    assert metadata["modelspec.sai_model_spec"] == "1.0.1"
+    assert metadata["modelspec.title"] == "Test"
     assert metadata["modelspec.trigger_phrase"] == "painting of <sss>"
-    assert re.fullmatch("0x[0-9a-f]{64}", metadata["modelspec.hash_sha256"])
+    header = int.from_bytes(path.read_bytes()[:8], "little")
+    assert metadata["modelspec.hash_sha256"] == "0x" + hashlib.sha256(path.read_bytes()[8 + header :]).hexdigest()
+    assert kohya_family(inspect_lora(path)) == family
+
+
+def test_shapes_do_not_tell_which_stable_diffusion_2(tmp_path):
+    module = "mid_block.attentions.0.transformer_blocks.0.attn2.to_k"
+    save_file(
+        {f"unet.{module}.lora_A.weight": torch.ones(4, 1024), f"unet.{module}.lora_B.weight": torch.ones(64, 4)},
+        tmp_path / "sd2.safetensors",
+    )
+    facts = inspect_lora(tmp_path / "sd2.safetensors")
+    assert facts["family"] == "sd2"
+    with pytest.raises(ValueError, match=r"nothing says whether 512 or 768-v; name one with --family: .*sd2-768-v"):
+        kohya_family(facts)
+
+
+@pytest.mark.parametrize(("prediction_type", "family"), [("epsilon", "sd2-512"), ("v_prediction", "sd2-768-v")])
+def test_what_we_fit_says_which_stable_diffusion_2_it_is_for(tmp_path, prediction_type, family):
+    module = "mid_block.attentions.0.transformer_blocks.0.attn2.to_k"
+    state = {f"{module}.lora_A.weight": torch.ones(RANK, 1024), f"{module}.lora_B.weight": torch.ones(64, RANK)}
+    path = save_lora(tmp_path, state, config(state), prediction_type=prediction_type)
+    assert kohya_family(inspect_lora(path)) == family
 
 
 XL = {
@@ -158,6 +149,10 @@ XL = {
     "up_blocks.0.upsamplers.0.conv": "output_blocks_2_2_conv",
     "down_blocks.1.resnets.0.time_emb_proj": "input_blocks_4_0_emb_layers_1",
     "down_blocks.1.resnets.0.conv_shortcut": "input_blocks_4_0_skip_connection",
+    "conv_in": "input_blocks_0_0",
+    "conv_out": "out_2",
+    "time_embedding.linear_2": "time_embed_2",
+    "add_embedding.linear_1": "label_emb_0_0",
 }
 
 
@@ -166,9 +161,6 @@ def test_names_of_sdxl_both_ways(module, original):
     assert kohya_name("unet", module, xl=True) == f"lora_unet_{original}"
     place = place_of(f"lora_unet_{original}.lora_down.weight")
     assert (place.part, place.module, place.role) == ("unet", module, "down")
-
-
-LAYER = "encoder.layers.3."
 
 
 @pytest.mark.parametrize(
@@ -182,6 +174,14 @@ LAYER = "encoder.layers.3."
         ("lora_te2_text_model_encoder_layers_0_mlp_fc1.alpha", "text_encoder_2", "encoder.layers.0.mlp.fc1"),
         ("text_encoder.text_model.encoder.layers.1.mlp.fc2.lora_A.weight", "text_encoder", "encoder.layers.1.mlp.fc2"),
         ("unet.mid_block.attentions.0.proj_in.lora.up.weight", "unet", "mid_block.attentions.0.proj_in"),
+        ("mid_block.attentions.0.proj_in.lora_A.weight", "unet", "mid_block.attentions.0.proj_in"),
+        (
+            "text_encoder.text_model.encoder.layers.1.self_attn.to_out_lora.up.weight",
+            "text_encoder",
+            "encoder.layers.1.self_attn.out_proj",
+        ),
+        ("text_encoder_2.text_projection.lora_A.weight", "text_encoder_2", "text_projection"),
+        ("lora_te2_text_projection.alpha", "text_encoder_2", "text_projection"),
     ],
 )
 def test_parts_of_the_model(key, part, module):

@@ -11,11 +11,12 @@ from torch import nn
 
 from diffstyler.adapters import LoRAIdentity, LoRAPack, Rows
 from diffstyler.crops import FitPicture
+from diffstyler.early_stop import EarlyStop
 from diffstyler.slots import FitJob, LossScale, NonFiniteLossError, Slot, open_slot
 from diffstyler.types import PromptEmbeds
 
 
-def open_slots(*seeds: int, optimizer=None, gradient_clip: float | None = None, **loss_scale) -> list[Slot]:
+def open_slots(*seeds: int, optimizer=None, gradient_clip=None, early_stop=None, **loss_scale) -> list[Slot]:
     """LoRAs with these seeds on one linear layer."""
     layer = nn.Linear(16, 16, bias=False)
     layer.weight.data = torch.eye(16)
@@ -32,6 +33,7 @@ def open_slots(*seeds: int, optimizer=None, gradient_clip: float | None = None, 
             steps=6,
             config=LoraConfig(r=2, lora_alpha=2),
             gradient_clip=gradient_clip,
+            early_stop=early_stop,
         )
         slots.append(
             open_slot(
@@ -87,6 +89,37 @@ def test_draws_are_in_range():
         tuple(c.flatten().tolist()) for c in slot.latents
     }
     assert draw.noise.std().item() == pytest.approx(1, abs=0.02)
+
+
+def test_held_out_rows_are_fixed_and_over_all_noise_levels():
+    (slot,) = open_slots(7, early_stop=EarlyStop(rows=10))
+    parts = slot.draw_held_out(4, 1200)
+    assert [len(part.noise) for part in parts] == [4, 4, 4]
+    timesteps = torch.cat([part.timesteps for part in parts])
+    assert (timesteps // 100).tolist() == list(range(12))
+    trained = [slot.draw(4, 1200).noise]
+    slot.step = 3
+    trained.append(slot.draw(4, 1200).noise)
+    for part, again in zip(parts, slot.draw_held_out(4, 1200), strict=True):
+        assert torch.equal(part.noise, again.noise)
+        assert torch.equal(part.clean, again.clean)
+        assert not any(torch.equal(part.noise, noise) for noise in trained)
+
+
+def test_it_looks_every_so_many_steps_and_stops_early(tmp_path):
+    (slot,) = open_slots(7, early_stop=EarlyStop(every=2, patience=1, smoothing=0.0))
+    seen = []
+    while not slot.done:
+        train(slot, steps=1)
+        if slot.due:
+            slot.held_out.append([1.0, 0.5, 0.6][len(seen)])
+            seen.append(slot.step)
+    assert (seen, slot.step, slot.stopped) == ([2, 4, 6], 6, True)
+    slot.save(tmp_path / "state.pt")
+    (resumed,) = open_slots(7, early_stop=EarlyStop(every=2, patience=1, smoothing=0.0))
+    resumed.restore(tmp_path / "state.pt")
+    assert resumed.stopped
+    assert not resumed.due
 
 
 def test_training_learns_each_row_apart():

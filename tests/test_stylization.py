@@ -204,3 +204,29 @@ def test_two_loras_for_one_picture_are_not_guessed_between(studio, tiny_dir):
     library.publish(other, lambda folder: (folder / "pytorch_lora_weights.safetensors").write_bytes(weights))
     with pytest.raises(ValueError, match="2 style LoRAs of different settings"):
         stylize(studio, tiny_dir, row(studio))
+
+
+def test_the_text_encoder_part_of_a_lora_acts_by_its_strength(studio, tiny_dir):
+    """With it and without it, at strength 1 and 0: only the whole LoRA at strength 1 gives another picture."""
+    backbone = StableDiffusion(str(tiny_dir)).load()
+    unet = {"up_blocks.3.attentions.0.transformer_blocks.0.attn1.to_q": backbone.unet}
+    text = {"encoder.layers.1.mlp.fc1": backbone.text_encoder}
+    states = []
+    for (name, model), size in zip([*unet.items(), *text.items()], (0.0, 1.0), strict=True):
+        module = model.get_submodule(name)
+        down, up = torch.ones(1, module.in_features), torch.ones(module.out_features, 1)
+        states.append({f"{name}.lora_A.weight": down * size, f"{name}.lora_B.weight": up * size})
+    config = LoraConfig(r=1, lora_alpha=1)
+    save_lora(studio / "plain", states[0], config)
+    save_lora(studio / "whole", states[0], config, text_encoders={"text_encoder": (states[1], config)})
+    rows = [
+        Triple(
+            f"{name}-{strength:g}", studio / "photo.png", (StyleRegion(studio / name, prompt="sky", strength=strength),)
+        )
+        for name in ("plain", "whole")
+        for strength in (1.0, 0.0)
+    ]
+    settings = {"initial": FromContent(), "content_lora": "off"}
+    pictures = stylize(studio, tiny_dir, *rows, **settings)
+    assert pixels(pictures[0]) == pixels(pictures[1]) == pixels(pictures[3])
+    assert pixels(pictures[2]) != pixels(pictures[3])

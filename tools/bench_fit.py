@@ -2,6 +2,9 @@
 
 python tools/bench_fit.py --model embedded --packs 1 2 4 8
 python tools/bench_fit.py --model sd15 --precision bf16-mixed --packs 1 2 4 8 16 32 --steps 20
+python tools/bench_fit.py --overhead 64 --steps 20 --batch_size 4
+
+The last one fits so many LoRAs from beginning to end and prints the share of the time outside training steps.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +48,7 @@ def main() -> None:
     parser.add_argument("--precision", default="32-true", choices=["32-true", "bf16-mixed"])
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--warmup", type=int, default=5)
+    parser.add_argument("--overhead", type=int, metavar="LORAS", help="fit so many; print where the time goes")
     parser.add_argument("--compile", action="store_true", help="also with model.compile")
     options = parser.parse_args()
     quiet()
@@ -51,6 +56,9 @@ def main() -> None:
     dtype = torch.bfloat16 if options.precision == "bf16-mixed" else torch.float32
     backbone = build(options.model).load(dtype).to(device)
     options.resolution = options.resolution or backbone.resolution
+    if options.overhead:
+        overhead(backbone, options)
+        return
     size, channels = options.resolution // 8, backbone.unet.config["in_channels"]  # type: ignore[index,assignment]
     flops = (1 + BACKWARD) * forward_flops(backbone, size, int(channels)) * options.batch_size
     rate = matrix_rate(device, dtype)
@@ -124,32 +132,93 @@ def peft_loop(backbone: Backbone, options: argparse.Namespace, device: torch.dev
 def packed(backbone: Backbone, width: int, options: argparse.Namespace, device: torch.device, compiled: bool) -> float:
     """Seconds a step of diffstyler's own fit, through its Trainer, with ``width`` LoRAs at once."""
     clock = Clock(options.warmup, options.steps, device)
-    with tempfile.TemporaryDirectory() as folder, noise_pictures(Path(folder), width, options.resolution) as pictures:
-        more = {"compile": True} if compiled else {}
-        finetuner = LoRAFinetuner(
+    more = {"compile": True} if compiled else {}
+    reset(device)
+    steps = options.warmup + options.steps + 1
+    fit(LoRAFinetuner, backbone, width, width, steps, options, [clock], Crops(count=2), preview_steps=0, **more)
+    return clock.seconds
+
+
+def fit(
+    finetuner: type[LoRAFinetuner],
+    backbone: Backbone,
+    count: int,
+    width: int,
+    steps: int,
+    options: argparse.Namespace,
+    callbacks: list[lightning.Callback],
+    crops: Crops,
+    **settings: Any,
+) -> LoRAFinetuner:
+    """Fit ``count`` LoRAs, ``width`` at once, on pictures of noise."""
+    with tempfile.TemporaryDirectory() as folder, noise_pictures(Path(folder), count, options.resolution) as pictures:
+        module = finetuner(
             backbone,
             lora_dir=Path(folder) / "loras",
             rank=options.rank,
             batch_size=options.batch_size,
-            preview_steps=0,
             checkpoint_every=10**6,
-            **more,  # type: ignore[arg-type]
+            **settings,
         )
         trainer = lightning.Trainer(
-            max_steps=options.warmup + options.steps + 1,
+            max_steps=steps,
             precision=options.precision,
             accelerator="auto",
             devices=1,
-            callbacks=[clock],
+            callbacks=callbacks,
             logger=False,
             enable_checkpointing=False,
             enable_model_summary=False,
             enable_progress_bar=False,
         )
-        crops = Crops(crop_size=options.resolution, count=2)
-        reset(device)
-        trainer.fit(finetuner, datamodule=FitData(pictures=pictures, pack_size=width, crops=crops))
-    return clock.seconds
+        crops = replace(crops, crop_size=options.resolution)
+        trainer.fit(module, datamodule=FitData(pictures=pictures, pack_size=width, crops=crops))
+    return module
+
+
+def overhead(backbone: Backbone, options: argparse.Namespace) -> None:
+    """Print where the time goes when many short LoRAs are fitted as the command does, previews and all."""
+    for width in options.packs:
+        began = time.perf_counter()
+        module = fit(TimedFinetuner, backbone, options.overhead, width, options.steps, options, [], Crops())
+        assert isinstance(module, TimedFinetuner)
+        total = time.perf_counter() - began
+        seconds = {"elsewhere": total - sum(module.seconds.values()), **module.seconds}
+        steps = seconds.pop("steps")
+        parts = ", ".join(f"{name} {part / total:.1%}" for name, part in seconds.items())
+        print(f"{options.overhead} LoRAs of {options.steps} steps, {width} at once: {total:.1f} s, ", end="")
+        print(f"outside training steps {1 - steps / total:.1%} ({parts})", flush=True)
+
+
+class TimedFinetuner(LoRAFinetuner):
+    """Adds up what it does with its time."""
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self.seconds = {"steps": 0.0, "opening": 0.0, "preview": 0.0, "writing": 0.0}
+
+    def training_step(self, batch: int, batch_idx: int) -> None:
+        with self._timed("steps"):
+            super().training_step(batch, batch_idx)
+
+    def _open(self, *args: Any) -> Any:
+        with self._timed("opening"):
+            return super()._open(*args)
+
+    def _publish(self, *args: Any) -> None:
+        with self._timed("writing"):
+            super()._publish(*args)
+
+    def _preview(self, *args: Any) -> Any:
+        with self._timed("preview"):
+            return super()._preview(*args)
+
+    @contextmanager
+    def _timed(self, name: str) -> Iterator[None]:
+        """Time in ``name``, without what is timed inside it."""
+        inside, began = sum(self.seconds.values()), time.perf_counter()
+        yield
+        self.seconds[name] += time.perf_counter() - began - (sum(self.seconds.values()) - inside)
 
 
 class Clock(lightning.Callback):

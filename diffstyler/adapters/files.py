@@ -1,34 +1,30 @@
-"""LoRA files: any tool's safetensors file in, checked tensors out; diffusers' and kohya's files back."""
+"""LoRA files: any tool's safetensors files in, checked tensors out; diffusers' file back."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
-import re
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
 from peft import LoraConfig
+from peft.utils.other import get_pattern_key
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 
-from diffstyler.adapters.formats import kohya_name, other_method, place_of
-from diffstyler.images import atomic_write
+from diffstyler.adapters.formats import Place, other_method, place_of, with_text_model
 
 WEIGHTS_NAME = "pytorch_lora_weights.safetensors"
 PEFT_NAME = "adapter_model.safetensors"
+#: in the model specification's metadata, "epsilon" or "v"
+PREDICTION_KEY = "modelspec.prediction_type"
 
-#: for kohya's metadata: its name of the base model, and the architecture in the model specification
-FAMILIES = {
-    "sd1": ("sd_v1", "stable-diffusion-v1"),
-    "sd2": ("sd_v2", "stable-diffusion-v2-768-v"),
-    "sdxl": ("sdxl_base_v1-0", "stable-diffusion-xl-v1-base"),
-}
+State = dict[str, torch.Tensor]
+#: {(part of the model, module): {"down", "up", "alpha"}}
+Modules = dict[tuple[str, str], dict[str, torch.Tensor]]
 
 
 class LoRAFileError(ValueError):
@@ -40,15 +36,44 @@ class LoRA:
     """One adapter: ``state`` in peft's key names (``<module>.lora_A.weight``), float32 on the CPU, and its scale.
 
     ``text_encoders``: the same for each text encoder that it changes, with their scale worked into B. Where the scale
-    differs between modules it is worked into B everywhere, and ``scale`` is 1.
+    differs between modules it is worked into B everywhere, and ``scale`` is 1. ``unmatched``: the keys of the file
+    that no dialect knows.
     """
 
-    state: dict[str, torch.Tensor]
+    state: State
     scale: float
     rank: int
     path: Path
-    text_encoders: dict[str, dict[str, torch.Tensor]] = field(default_factory=dict)
+    text_encoders: dict[str, State] = field(default_factory=dict)
     unmatched: tuple[str, ...] = ()
+
+    @property
+    def parts(self) -> dict[str, State]:
+        """The state of each part of the model that it changes."""
+        return {"unet": self.state, **self.text_encoders}
+
+
+@dataclass(frozen=True)
+class Contents:
+    """Everything in a LoRA's files, before it is judged: ``tensors`` by the files' keys, sorted into ``modules``.
+
+    ``config``: the fields of the LoraConfig of each part, where the files have one.
+    """
+
+    files: tuple[Path, ...]
+    tensors: State
+    modules: Modules
+    unmatched: tuple[str, ...]
+    metadata: dict[str, str]
+    config: dict[str, dict]
+
+    def scale(self, part: str, module: str) -> float:
+        """alpha / rank of one module: by its own alpha, by the LoraConfig, or 1 where the files say nothing.
+
+        Raises:
+            LoRAFileError: the configuration contradicts the weights, or asks for what a plain LoRA cannot do.
+        """
+        return _module_scale(self.files[0], (part, module), self.modules[part, module], self.config)
 
 
 def lora_scale(config: LoraConfig) -> float:
@@ -56,32 +81,54 @@ def lora_scale(config: LoraConfig) -> float:
     return config.lora_alpha / (math.sqrt(config.r) if config.use_rslora else config.r)
 
 
-def save_lora(folder: Path, state: dict[str, torch.Tensor], config: LoraConfig) -> Path:
+def save_lora(
+    folder: Path,
+    state: State,
+    config: LoraConfig,
+    *,
+    text_encoders: Mapping[str, tuple[State, LoraConfig]] | None = None,
+    prediction_type: str | None = None,
+) -> Path:
     """Write peft-named weights as diffusers' LoRA file with its metadata, and read them back.
+
+    Args:
+        folder: where ``pytorch_lora_weights.safetensors`` goes.
+        state: the UNet's.
+        config: the UNet's.
+        prediction_type: of the base model, "epsilon" or "v_prediction"; shapes do not tell it.
+        text_encoders: the weights and configurations of ``text_encoder`` and ``text_encoder_2``, where there are any.
 
     Raises:
         LoRAFileError: a weight is not finite (nothing is written), or the file does not hold what was written.
     """
-    broken = [key for key, tensor in state.items() if not torch.isfinite(tensor).all()]
+    parts = {"unet": (state, config), **(text_encoders or {})}
+    states = {part: own for part, (own, _) in parts.items()}
+    broken = [key for own in states.values() for key, tensor in own.items() if not torch.isfinite(tensor).all()]
     if broken:
         raise LoRAFileError(f"{folder.name}: {broken[0]} has NaN or infinite values; nothing was written")
-    metadata = {key: sorted(v) if isinstance(v, set) else v for key, v in config.to_dict().items()}
-    StableDiffusionPipeline.save_lora_weights(folder, unet_lora_layers={**state}, unet_lora_adapter_metadata=metadata)
+    fields = {part: _plain(own) for part, (_, own) in parts.items()}
+    layers = {f"{part}_lora_layers": _as_diffusers(part, own) for part, own in states.items()}
+    metadata = {f"{part}_lora_adapter_metadata": {**own} for part, own in fields.items()}
+    pipeline = StableDiffusionXLPipeline if "text_encoder_2" in states else StableDiffusionPipeline
+    pipeline.save_lora_weights(folder, **layers, **metadata)  # type: ignore[arg-type]
     path = folder / WEIGHTS_NAME
-    _sort_metadata(path)
-    reread = read_lora(path)
-    same = reread.state.keys() == state.keys() and all(torch.equal(reread.state[k], state[k]) for k in state)
-    if not same or reread.scale != lora_scale(config):
+    sort_metadata(path, {PREDICTION_KEY: prediction_type.partition("_")[0]} if prediction_type else {})
+    if not _equal(read_lora(path), _assemble(path, _modules_of(states), fields)):
         raise LoRAFileError(f"{path}: what was read back differs from what was written; is the disk full?")
     return path
 
 
-def _sort_metadata(path: Path) -> None:
-    """safetensors writes its metadata in another order each time; sorted, equal LoRAs are equal files."""
+def _as_diffusers(part: str, state: State) -> State:
+    return {**state} if part == "unet" else {with_text_model(key): tensor for key, tensor in state.items()}
+
+
+def sort_metadata(path: Path, more: Mapping[str, str] | None = None) -> None:
+    """Add to a file's metadata, and sort them: safetensors writes them in another order each time, and equal LoRAs are
+    to be equal files."""
     content = path.read_bytes()
     end = 8 + int.from_bytes(content[:8], "little")
     header = json.loads(content[8:end])
-    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    header["__metadata__"] = dict(sorted({**header["__metadata__"], **(more or {})}.items()))
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # the tensors begin at a multiple of 8 bytes
     path.write_bytes(len(text).to_bytes(8, "little") + text + content[end:])
@@ -98,50 +145,68 @@ def read_lora(path: Path, *, allow_partial: bool = False) -> LoRA:
         LoRAFileError: not there, not safetensors, no UNet LoRA in it, keys of no known dialect, A without B, another
             method than LoRA, ranks that are not the metadata's, or values that are not finite.
     """
-    file = lora_file(path)
-    tensors, metadata = read_tensors(file)
-    for key in tensors:
+    found = read_contents(path)
+    file, unmatched = found.files[0], found.unmatched
+    for key in found.tensors:
         if method := other_method(key):
             raise LoRAFileError(f"{file}: holds {method} weights ({key}), which a plain LoRA cannot express")
-    modules, unmatched = sort_tensors(tensors)
-    if (unmatched and not allow_partial) or "unet" not in {part for part, _ in modules}:
+    if (unmatched and not allow_partial) or "unet" not in {part for part, _ in found.modules}:
         raise LoRAFileError(
             f"{file}: expected keys like unet.<module>.lora_A.weight or lora_unet_<module>.lora_down.weight; matched "
-            f"{len(tensors) - len(unmatched)} of {len(tensors)}, not {unmatched[0] if unmatched else 'any of a UNet'}"
+            f"{len(found.tensors) - len(unmatched)} of {len(found.tensors)}, not "
+            f"{unmatched[0] if unmatched else 'any of a UNet'}"
         )
-    _check_modules(file, modules)
-    config = _peft_config(file, metadata)
-    ranks = {place: len(roles["down"]) for place, roles in modules.items()}
-    scales = {place: _module_scale(file, place, ranks[place], modules[place], config) for place in modules}
-    common = {value for (part, _), value in scales.items() if part == "unet"}
-    scale = common.pop() if len(common) == 1 else None
-    states: dict[str, dict[str, torch.Tensor]] = {}
-    for (part, module), roles in modules.items():
-        own = 1.0 if part == "unet" and scale is not None else scales[part, module]
-        state = states.setdefault(part, {})
-        state[f"{module}.lora_A.weight"] = roles["down"]
-        state[f"{module}.lora_B.weight"] = roles["up"] if own == 1.0 else roles["up"] * own
-    unet = states.pop("unet")
-    rank = max(rank for (part, _), rank in ranks.items() if part == "unet")
-    return LoRA(unet, 1.0 if scale is None else scale, rank, file, states, tuple(unmatched))
+    _check_modules(file, found.modules)
+    return _assemble(file if len(found.files) == 1 else path, found.modules, found.config, unmatched)
 
 
-def lora_file(path: Path) -> Path:
-    """The weights file that a path names.
+def read_contents(path: Path) -> Contents:
+    """The tensors of a LoRA, sorted by the modules that their keys name.
+
+    Raises:
+        LoRAFileError: not there, not readable safetensors, or a LoraConfig that is not JSON.
+    """
+    files = lora_files(path)
+    contents = Contents(tuple(files.values()), {}, {}, (), {}, {})
+    unmatched = []
+    for part, file in files.items():
+        tensors, metadata = _read_tensors(file)
+        for key, tensor in tensors.items():
+            place = place_of(key)
+            contents.tensors[f"{part}/{key}" if part else key] = tensor
+            if place is None:
+                unmatched.append(key)
+                continue
+            at = _at(place, part)
+            contents.modules.setdefault(at, {})[place.role] = tensor
+        contents.metadata.update(metadata)
+        contents.config.update(_peft_config(file, part, metadata))
+    return Contents(
+        contents.files, contents.tensors, contents.modules, tuple(sorted(unmatched)), contents.metadata, contents.config
+    )
+
+
+def lora_files(path: Path) -> dict[str, Path]:
+    """The weights files that a path names, by the part of the model that each is for; "" where the keys say it.
 
     Raises:
         LoRAFileError: there is none, or it is of a format that can run code when it is opened.
     """
     names = [path / WEIGHTS_NAME, path / PEFT_NAME] if path.is_dir() else [path]
-    file = next((name for name in names if name.is_file()), names[0])
-    if not file.is_file():
-        raise LoRAFileError(f"{file}: no such file; expected a LoRA folder with {WEIGHTS_NAME}, or a .safetensors file")
+    file = next((name for name in names if name.is_file()), None)
+    if file is None and (path / "unet" / PEFT_NAME).is_file():  # as peft's training scripts save
+        parts = ("unet", "text_encoder", "text_encoder_2")
+        return {part: path / part / PEFT_NAME for part in parts if (path / part / PEFT_NAME).is_file()}
+    if file is None:
+        raise LoRAFileError(
+            f"{names[0]}: no such file; expected a LoRA folder with {WEIGHTS_NAME}, or a .safetensors file"
+        )
     if file.suffix != ".safetensors":
         raise LoRAFileError(f"{file}: expected a .safetensors file; other formats can run code when they are opened")
-    return file
+    return {"": file}
 
 
-def read_tensors(file: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+def _read_tensors(file: Path) -> tuple[State, dict[str, str]]:
     """All tensors of a safetensors file in float32, by its own key names, and its metadata."""
     try:
         with safe_open(file, "pt") as opened:
@@ -151,85 +216,43 @@ def read_tensors(file: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
         raise LoRAFileError(f"{file}: not a readable safetensors file ({error}); was it cut off?") from error
 
 
-Modules = dict[tuple[str, str], dict[str, torch.Tensor]]
+def _at(place: Place, part: str) -> tuple[str, str]:
+    """Part and module of a key in a file for ``part``; peft's keys do not say what model they belong to."""
+    if part in {"", "unet"}:
+        return place.part, place.module
+    return part, place.module.removeprefix("text_model.")
 
 
-def sort_tensors(tensors: dict[str, torch.Tensor]) -> tuple[Modules, list[str]]:
-    """{(part of the model, module): {"down", "up", "alpha"}}, and the keys that no dialect knows."""
+def _modules_of(states: Mapping[str, State]) -> Modules:
     modules: Modules = {}
-    unmatched = []
-    for key, tensor in tensors.items():
-        place = place_of(key)
-        if place is None:
-            unmatched.append(key)
-        else:
-            modules.setdefault((place.part, place.module), {})[place.role] = tensor
-    return modules, sorted(unmatched)
-
-
-def save_kohya(path: Path, lora: LoRA, *, family: str, title: str, trigger: str = "") -> Path:
-    """Write a LoRA as kohya's file, for A1111 and ComfyUI, and read it back.
-
-    Args:
-        path: the ``.safetensors`` file.
-        lora: what to write.
-        family: a key of ``FAMILIES``.
-        title: of the LoRA.
-        trigger: the phrase that calls for it.
-
-    Raises:
-        LoRAFileError: the file does not hold what was written.
-    """
-    tensors = {}
-    xl = family == "sdxl"
-    parts = {"unet": lora.state, **lora.text_encoders}
-    for part, state in parts.items():
+    for part, state in states.items():
         for key, tensor in state.items():
             module, _, role = key.rpartition(".lora_")
-            name = kohya_name(part, module, xl=xl)
-            tensors[f"{name}.lora_{'down' if role.startswith('A') else 'up'}.weight"] = tensor.contiguous()
-            if role.startswith("A"):
-                scale = lora.scale if part == "unet" else 1.0
-                tensors[f"{name}.alpha"] = torch.tensor(scale * len(tensor))
-    base, architecture = FAMILIES[family]
-    data = save(tensors)
-    header = int.from_bytes(data[:8], "little")
-    metadata = {
-        "ss_network_module": "networks.lora",
-        "ss_network_dim": str(lora.rank),
-        "ss_network_alpha": f"{lora.scale * lora.rank:g}",
-        "ss_base_model_version": base,
-        "modelspec.sai_model_spec": "1.0.1",
-        "modelspec.architecture": f"{architecture}/lora",
-        "modelspec.implementation": "https://github.com/kohya-ss/sd-scripts",
-        "modelspec.title": title,
-        "modelspec.trigger_phrase": trigger,
-        "modelspec.hash_sha256": "0x" + hashlib.sha256(data[8 + header :]).hexdigest(),
-    }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write(path, save(tensors, metadata))
-    _sort_metadata(path)
-    reread = read_lora(path)
-    if max(_differences(lora, reread)) > 1e-6:
-        raise LoRAFileError(f"{path}: what was read back differs from what was written; is the disk full?")
-    return path
+            modules.setdefault((part, module), {})["down" if role.startswith("A") else "up"] = tensor
+    return modules
 
 
-def _differences(a: LoRA, b: LoRA) -> Iterator[float]:
-    """The relative difference of every module's update s B A."""
-    for one, other in zip(
-        [a.state, *(a.text_encoders[part] for part in sorted(a.text_encoders))],
-        [b.state, *(b.text_encoders[part] for part in sorted(b.text_encoders))],
-        strict=True,
-    ):
-        for key in (key for key in one if ".lora_B." in key):
-            down = key.replace(".lora_B.", ".lora_A.")
-            unet = one is a.state
-            updates = [
-                (lora.scale if unet else 1.0) * state[key].flatten(1) @ state[down].flatten(1)
-                for lora, state in ((a, one), (b, other))
-            ]
-            yield float((updates[0] - updates[1]).norm() / updates[0].norm().clamp(min=1e-12))
+def _assemble(path: Path, modules: Modules, config: dict[str, dict], unmatched: tuple[str, ...] = ()) -> LoRA:
+    """Modules -> a LoRA: one scale for the UNet where its modules share one, worked into B elsewhere."""
+    scales = {place: _module_scale(path, place, roles, config) for place, roles in modules.items()}
+    common = {value for (part, _), value in scales.items() if part == "unet"}
+    scale = common.pop() if len(common) == 1 else None
+    states: dict[str, State] = {}
+    for (part, module), roles in modules.items():
+        own = 1.0 if part == "unet" and scale is not None else scales[part, module]
+        state = states.setdefault(part, {})
+        state[f"{module}.lora_A.weight"] = roles["down"]
+        state[f"{module}.lora_B.weight"] = roles["up"] if own == 1.0 else roles["up"] * own
+    unet = states.pop("unet")
+    rank = max(len(roles["down"]) for (part, _), roles in modules.items() if part == "unet")
+    return LoRA(unet, 1.0 if scale is None else scale, rank, path, states, unmatched)
+
+
+def _equal(one: LoRA, other: LoRA) -> bool:
+    if one.scale != other.scale or one.parts.keys() != other.parts.keys():
+        return False
+    pairs = [(state, other.parts[part]) for part, state in one.parts.items()]
+    return all(a.keys() == b.keys() and all(torch.equal(a[key], b[key].cpu()) for key in a) for a, b in pairs)
 
 
 def _check_modules(file: Path, modules: Modules) -> None:
@@ -244,39 +267,46 @@ def _check_modules(file: Path, modules: Modules) -> None:
             raise LoRAFileError(f"{file}: {part} {module} has NaN or infinite values; fit this LoRA again")
 
 
-def _peft_config(file: Path, metadata: dict[str, str]) -> dict[str, dict]:
+def _plain(config: LoraConfig) -> dict:
+    """The fields of a LoraConfig as JSON values."""
+    return {key: sorted(value) if isinstance(value, set) else value for key, value in config.to_dict().items()}
+
+
+def _peft_config(file: Path, part: str, metadata: dict[str, str]) -> dict[str, dict]:
     """The fields of the LoraConfig of each part, from diffusers' metadata or from peft's file beside; may be empty."""
     beside = file.with_name("adapter_config.json")
     text = metadata.get(LORA_ADAPTER_METADATA_KEY)
     try:
         if text is None:
-            return {"unet": json.loads(beside.read_text())} if file.name == PEFT_NAME and beside.is_file() else {}
+            is_peft = file.name == PEFT_NAME and beside.is_file()
+            return {part or "unet": json.loads(beside.read_text())} if is_peft else {}
         fields = json.loads(text)
     except json.JSONDecodeError as error:
         raise LoRAFileError(f"{file}: its LoRA configuration is not JSON ({error})") from error
     parts = {key.split(".", 1)[0] for key in fields if "." in key}
+    if not parts:  # as diffusers writes a UNet alone
+        return {"unet": fields}
     return {part: {k.split(".", 1)[1]: v for k, v in fields.items() if k.startswith(f"{part}.")} for part in parts}
 
 
-def _module_scale(
-    file: Path, place: tuple[str, str], rank: int, roles: dict[str, torch.Tensor], config: dict[str, dict]
-) -> float:
-    """alpha / rank of one module: by its own alpha, by the file's LoraConfig, or 1 where the file says nothing."""
+def _module_scale(file: Path, place: tuple[str, str], roles: dict[str, torch.Tensor], config: dict[str, dict]) -> float:
+    part, module = place
+    rank, fields = len(roles["down"]), config.get(part)
     if "alpha" in roles:
         return float(roles["alpha"]) / rank
-    part, module = place
-    fields = config.get(part)
     if fields is None:
         return 1.0
     if fields.get("use_dora"):
         raise LoRAFileError(f"{file}: its configuration asks for DoRA, which a plain LoRA cannot express")
-    stated = _patterned(fields.get("rank_pattern"), module, fields.get("r", rank))
+    name = module if part == "unet" else with_text_model(module)
+    stated = _patterned(fields.get("rank_pattern"), name, fields.get("r", rank))
     if stated != rank:
         raise LoRAFileError(f"{file}: {module} has rank {rank}, but its metadata says {stated}; fit this LoRA again")
-    alpha = _patterned(fields.get("alpha_pattern"), module, fields.get("lora_alpha", rank))
+    alpha = _patterned(fields.get("alpha_pattern"), name, fields.get("lora_alpha", rank))
     return lora_scale(LoraConfig(r=rank, lora_alpha=alpha, use_rslora=bool(fields.get("use_rslora"))))
 
 
 def _patterned(patterns: dict | None, module: str, default: int) -> int:
-    """peft's rule: the value of the first pattern that the module's name ends with."""
-    return next((value for key, value in (patterns or {}).items() if re.match(rf"(.*\.)?({key})$", module)), default)
+    """The value of the first pattern that the module's name ends with, as peft takes it."""
+    patterns = patterns or {}
+    return patterns.get(get_pattern_key(list(patterns), module), default)

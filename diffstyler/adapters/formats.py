@@ -1,7 +1,8 @@
 """The key names of every LoRA dialect: a tensor's key in, its place in the model out; and kohya's names back.
 
 Read are peft's and diffusers' names, new and old, and kohya's (A1111, ComfyUI, Civitai), with diffusers' or with the
-original Stable Diffusion XL block numbers.
+original Stable Diffusion XL block numbers. Names inside text encoders are those of transformers 5, without the level
+``text_model`` that older versions, most files and some encoders have.
 """
 
 from __future__ import annotations
@@ -51,7 +52,11 @@ _WORDS = (
     *("q_proj", "k_proj", "v_proj", "out_proj"),
 )
 _KOHYA_WORD = re.compile("|".join(_WORDS) + "|[A-Za-z0-9]+")
+#: diffusers' first names of a UNet's attention, and of a text encoder's
 _OLD_PROCESSOR = re.compile(r"\.processor\.(to_q|to_k|to_v|to_out)_lora\.(?=down|up)")
+_OLD_SELF_ATTENTION = re.compile(r"\.self_attn\.to_(q|k|v|out)_lora\.(?=down|up)")
+#: how keys begin that name no part, as diffusers writes them for a UNet alone
+_UNET_ROOTS = ("down_blocks.", "mid_block.", "up_blocks.", "conv_", "time_embedding.", "add_embedding.")
 
 #: of a residual block, in the original code's names
 _RESNET = {
@@ -60,6 +65,16 @@ _RESNET = {
     "emb_layers_1": "time_emb_proj",
     "skip_connection": "conv_shortcut",
 }
+#: outside the blocks, in the original code's names
+_ORIGINAL_ROOTS = {
+    "input_blocks_0_0": "conv_in",
+    "out_2": "conv_out",
+    "time_embed_0": "time_embedding_linear_1",
+    "time_embed_2": "time_embedding_linear_2",
+    "label_emb_0_0": "add_embedding_linear_1",
+    "label_emb_0_2": "add_embedding_linear_2",
+}
+_DIFFUSERS_ROOTS = {new: old for old, new in _ORIGINAL_ROOTS.items()}
 
 
 @dataclass(frozen=True)
@@ -74,6 +89,9 @@ class Place:
 def place_of(key: str) -> Place | None:
     """The place that a key of a LoRA file names; None for a key of no dialect known here."""
     key = _OLD_PROCESSOR.sub(lambda m: f".{'to_out.0' if m[1] == 'to_out' else m[1]}.lora.", key)
+    key = _OLD_SELF_ATTENTION.sub(lambda m: f".self_attn.{m[1]}_proj.lora.", key)
+    if key.startswith(_UNET_ROOTS):
+        key = f"unet.{key}"
     role = next((suffix for suffix in ROLES if key.endswith(f".{suffix}")), None)
     prefix = next((p for p in sorted(PARTS, key=len, reverse=True) if re.match(rf"{re.escape(p)}[._]", key)), None)
     if role is None or prefix is None:
@@ -81,7 +99,6 @@ def place_of(key: str) -> Place | None:
     inner = key[len(prefix) + 1 : -len(role) - 1]
     module = _from_kohya(inner) if prefix.startswith("lora_") else inner
     part = PARTS[prefix]
-    # transformers 5 has no `text_model.` level
     return Place(part, module.removeprefix("text_model.") if part != "unet" else module, ROLES[role])
 
 
@@ -89,9 +106,14 @@ def kohya_name(part: str, module: str, *, xl: bool) -> str:
     """The prefix of a module's keys in kohya's dialect; ``xl`` for the original block numbers of SDXL's UNet."""
     if part != "unet":
         number = {"text_encoder": "1" if xl else "", "text_encoder_2": "2"}[part]
-        return f"lora_te{number}_text_model_{module.replace('.', '_')}"
+        return f"lora_te{number}_{with_text_model(module).replace('.', '_')}"
     flat = module.replace(".", "_")
     return f"lora_unet_{_to_original(flat) if xl else flat}"
+
+
+def with_text_model(module: str) -> str:
+    """A text encoder's module by the name that transformers 4, and so most files, give it."""
+    return module if module.startswith("text_projection") else f"text_model.{module}"
 
 
 def other_method(key: str) -> str | None:
@@ -105,6 +127,8 @@ def _from_kohya(name: str) -> str:
 
 def _from_original(name: str) -> str:
     """``input_blocks_4_1_…`` -> ``down_blocks_1_attentions_0_…``, flat; other names as they are."""
+    if name in _ORIGINAL_ROOTS:
+        return _ORIGINAL_ROOTS[name]
     found = re.match(r"(input|output)_blocks_(\d+)_(\d+)_(.+)|middle_block_(\d+)_(.+)", name)
     if not found:
         return name
@@ -133,7 +157,7 @@ def _to_original(name: str) -> str:
     found = re.match(r"mid_block_(resnets|attentions)_(\d+)_(.+)", name)
     if found:
         return f"middle_block_{1 if found[1] == 'attentions' else 2 * int(found[2])}_{_inner(found[3], back)}"
-    return name
+    return _DIFFUSERS_ROOTS.get(name, name)
 
 
 def _inner(rest: str, names: dict[str, str]) -> str:

@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 import json
+import math
+from collections import Counter
 from pathlib import Path
 
 import torch
 
-from diffstyler.adapters.files import lora_file, read_tensors, sort_tensors
+from diffstyler.adapters.files import PREDICTION_KEY, Contents, LoRAFileError, read_contents, read_lora
 from diffstyler.adapters.formats import other_method
 from diffstyler.adapters.library import RECORD_NAME
 
 #: width of the text embeddings that cross-attention reads -> family
 FAMILY_BY_WIDTH = {768: "sd1", 1024: "sd2", 2048: "sdxl", 96: "embedded"}
+#: what metadata call the base model, and a beginning of it -> family, where the weights alone do not tell
+BASE_MODEL_KEYS = ("modelspec.architecture", "ss_base_model_version")
+FAMILY_BY_NAME = {
+    "stable-diffusion-v1": "sd1",
+    "stable-diffusion-v2": "sd2",
+    "stable-diffusion-xl": "sdxl",
+    "sd_v1": "sd1",
+    "sd_v2": "sd2",
+    "sdxl": "sdxl",
+}
+TAGS_SHOWN = 10
 
 
 def inspect_lora(path: Path) -> dict[str, object]:
@@ -21,35 +34,79 @@ def inspect_lora(path: Path) -> dict[str, object]:
     Raises:
         LoRAFileError: not there, or not a readable safetensors file.
     """
-    file = lora_file(path)
-    tensors, metadata = read_tensors(file)
-    modules, unmatched = sort_tensors(tensors)
-    pairs = {place: roles for place, roles in modules.items() if {"down", "up"} <= roles.keys()}
-    norms = [float((r["up"].flatten(1).float() @ r["down"].flatten(1).float()).norm()) for r in pairs.values()]
-    targets = sorted({".".join(_words(module)[-2:]) for _, module in pairs})
-    alphas = sorted({float(roles["alpha"]) for roles in modules.values() if "alpha" in roles})
+    found = read_contents(path)
+    pairs = [place for place, roles in found.modules.items() if {"down", "up"} <= roles.keys()]
+    norms = [norm for part, module in pairs if math.isfinite(norm := _norm(found, part, module))]
+    base_model = next((found.metadata[key] for key in BASE_MODEL_KEYS if key in found.metadata), None)
+    record = _record(found)
     return {
-        "file": str(file),
-        "megabytes": round(file.stat().st_size / 1e6, 2),
-        "family": family_of(pairs),
-        "parts": {part: sum(p == part for p, _ in pairs) for part in sorted({part for part, _ in pairs})},
-        "ranks": sorted({len(roles["down"]) for roles in pairs.values()}),
-        "alphas": alphas or _alpha_of_metadata(metadata),
-        "targets": targets,
-        "prompt": _prompt(file, metadata),
+        "file": str(found.files[0] if len(found.files) == 1 else path),
+        "megabytes": round(sum(file.stat().st_size for file in found.files) / 1e6, 2),
+        "family": family_of(found) or _family_named(base_model or ""),
+        "base_model": base_model,
+        "prediction_type": found.metadata.get(PREDICTION_KEY),
+        "parts": dict(sorted(Counter(part for part, _ in pairs).items())),
+        "ranks": sorted({len(found.modules[place]["down"]) for place in pairs}),
+        "alphas": sorted({round(_scale(found, *place) * len(found.modules[place]["down"]), 6) for place in pairs}),
+        "alphas_stated": bool(found.config) or any("alpha" in roles for roles in found.modules.values()),
+        "targets": sorted({".".join(_words(module)[-2:]) for _, module in pairs}),
+        "prompt": record.get("prompt") or found.metadata.get("modelspec.trigger_phrase") or None,
+        "tags": _tags(found.metadata),
         "update_norm": {"smallest": min(norms), "largest": max(norms)} if norms else None,
-        "not_finite": sorted(key for key, tensor in tensors.items() if not torch.isfinite(tensor).all()),
-        "other_methods": sorted({name for key in tensors if (name := other_method(key))}),
-        "unmatched_keys": unmatched,
-        "metadata": sorted(metadata),
+        "not_finite": sorted(key for key, tensor in found.tensors.items() if not torch.isfinite(tensor).all()),
+        "other_methods": sorted({name for key in found.tensors if (name := other_method(key))}),
+        "matched_keys": len(found.tensors) - len(found.unmatched),
+        "unmatched_keys": list(found.unmatched),
+        "problem": _problem(path),
+        "metadata": sorted(found.metadata),
     }
 
 
-def family_of(modules: dict[tuple[str, str], dict[str, torch.Tensor]]) -> str | None:
-    """By the width that the cross-attention's keys or values read; None where no such module has LoRA."""
-    for (part, module), roles in modules.items():
-        if part == "unet" and module.endswith(("attn2.to_k", "attn2.to_v")):
+def family_of(found: Contents) -> str | None:
+    """By the width of the text that the UNet's cross-attention reads, by what only SDXL has, or by the text encoder.
+
+    None where no such module has LoRA.
+    """
+    for (part, module), roles in found.modules.items():
+        if part == "unet" and module.endswith(("attn2.to_k", "attn2.to_v")) and "down" in roles:
             return FAMILY_BY_WIDTH.get(roles["down"].shape[1])
+    places = list(found.modules)
+    if any(p == "text_encoder_2" or "transformer_blocks.1." in m or m.startswith("add_embedding") for p, m in places):
+        return "sdxl"
+    for (part, module), roles in found.modules.items():
+        if part == "text_encoder" and module.endswith((".q_proj", ".k_proj", ".v_proj", ".fc1")) and "down" in roles:
+            return FAMILY_BY_WIDTH.get(roles["down"].shape[1])
+    return None
+
+
+def _family_named(base_model: str) -> str | None:
+    return next((family for name, family in FAMILY_BY_NAME.items() if base_model.startswith(name)), None)
+
+
+def _norm(found: Contents, part: str, module: str) -> float:
+    """‖s B A‖ of one module, by (BᵀB) and (AAᵀ), which are small."""
+    roles = found.modules[part, module]
+    down, up = roles["down"].flatten(1).double(), roles["up"].flatten(1).double()
+    if len(down) != up.shape[1]:
+        return math.nan
+    squared = ((up.T @ up) * (down @ down.T)).sum().clamp(min=0)
+    return _scale(found, part, module) * float(squared.sqrt())
+
+
+def _scale(found: Contents, part: str, module: str) -> float:
+    """As a file that would not load states it; 1 where it contradicts itself."""
+    try:
+        return found.scale(part, module)
+    except LoRAFileError:
+        return 1.0
+
+
+def _problem(path: Path) -> str | None:
+    """Why it would not load."""
+    try:
+        read_lora(path)
+    except LoRAFileError as error:
+        return str(error)
     return None
 
 
@@ -58,13 +115,17 @@ def _words(module: str) -> list[str]:
     return [word for word in module.split(".") if not word.isdigit()]
 
 
-def _alpha_of_metadata(metadata: dict[str, str]) -> list[float]:
-    fields = json.loads(metadata.get("lora_adapter_metadata", "{}"))
-    return [float(fields["unet.lora_alpha"])] if "unet.lora_alpha" in fields else []
+def _tags(metadata: dict[str, str]) -> list[str]:
+    """The most frequent tags of the pictures that kohya's trainer saw, most frequent first."""
+    try:
+        folders = json.loads(metadata.get("ss_tag_frequency", "{}"))
+        counts = sum((Counter(tags) for tags in folders.values()), Counter())
+    except (ValueError, AttributeError, TypeError):
+        return []
+    return [tag for tag, _ in counts.most_common(TAGS_SHOWN)]
 
 
-def _prompt(file: Path, metadata: dict[str, str]) -> str | None:
-    record = file.with_name(RECORD_NAME)
-    if record.is_file():
-        return json.loads(record.read_text(encoding="utf-8"))["settings"].get("prompt")
-    return metadata.get("modelspec.trigger_phrase") or metadata.get("ss_tag_frequency")
+def _record(found: Contents) -> dict:
+    """The settings of diffstyler's own record, if there is one beside."""
+    record = found.files[0].with_name(RECORD_NAME)
+    return json.loads(record.read_text(encoding="utf-8"))["settings"] if record.is_file() else {}

@@ -40,11 +40,16 @@ class LoRAIdentity:
 
 @dataclass(frozen=True)
 class FittedLoRA:
-    """A finished LoRA folder and what its record says; ``history`` tells what happened on the way, if anything."""
+    """A finished LoRA folder and what its record says.
+
+    ``history`` tells what happened on the way, if anything; ``steps_taken`` are fewer than asked for where the LoRA
+    stopped early, and None where the record does not say.
+    """
 
     folder: Path
     identity: LoRAIdentity
     history: tuple[str, ...] = ()
+    steps_taken: int | None = None
 
     @property
     def prompt(self) -> str:
@@ -93,7 +98,13 @@ class LoRALibrary:
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
-    def publish(self, identity: LoRAIdentity, write: Callable[[Path], None], history: Sequence[str] = ()) -> FittedLoRA:
+    def publish(
+        self,
+        identity: LoRAIdentity,
+        write: Callable[[Path], None],
+        history: Sequence[str] = (),
+        steps_taken: int | None = None,
+    ) -> FittedLoRA:
         """Let ``write`` fill a folder beside the library's, add the record, and move it in as a whole."""
         folder = self.lora_dir / identity.folder_name
         partial = self.lora_dir / ".unfinished" / f"{identity.key}.folder"
@@ -101,6 +112,7 @@ class LoRALibrary:
         partial.mkdir(parents=True)
         write(partial)
         record = {**asdict(identity), **({"history": list(history)} if history else {})}
+        record |= {"steps_taken": steps_taken} if steps_taken is not None else {}
         (partial / RECORD_NAME).write_text(json.dumps(record, indent=2, sort_keys=True) + "\n")
         for file in partial.iterdir():
             _flush(file)
@@ -109,7 +121,7 @@ class LoRALibrary:
         else:
             partial.replace(folder)
         self.state_file(identity).unlink(missing_ok=True)
-        return FittedLoRA(folder, identity, tuple(history))
+        return FittedLoRA(folder, identity, tuple(history), steps_taken)
 
 
 def read_record(folder: Path) -> FittedLoRA:
@@ -120,8 +132,8 @@ def read_record(folder: Path) -> FittedLoRA:
     """
     try:
         fields = dict(json.loads((folder / RECORD_NAME).read_text()))
-        history = tuple(fields.pop("history", ()))
-        return FittedLoRA(folder, LoRAIdentity(**fields), history)
+        history, steps_taken = tuple(fields.pop("history", ())), fields.pop("steps_taken", None)
+        return FittedLoRA(folder, LoRAIdentity(**fields), history, steps_taken)
     except (ValueError, TypeError) as error:
         raise ValueError(f"{folder / RECORD_NAME} is damaged ({error}); delete the folder and fit again") from error
 

@@ -9,9 +9,9 @@ checkpoint never touch a neighbor.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from peft import LoraConfig
@@ -235,20 +235,76 @@ def find_targets(model: nn.Module, config: LoraConfig) -> list[Target]:
     for name, module in model.named_modules():
         if not name or not check_target_module_exists(config, name):
             continue
-        if isinstance(module, nn.Linear):
-            in_features, out_features = module.in_features, module.out_features
-        elif isinstance(module, nn.Conv2d) and module.groups == 1:
-            in_features, out_features = module.in_channels * math.prod(module.kernel_size), module.out_channels
-        else:
+        if not isinstance(module, nn.Linear) and not (isinstance(module, nn.Conv2d) and module.groups == 1):
             raise ValueError(
                 f"target_modules matches {name}, a {type(module).__name__}; LoRA goes on linear or convolution"
             )
+        out_features, in_features = _sizes(module)
         target = Target(name, module, (config.r, in_features), (out_features, config.r), offset)
         targets.append(target)
         offset = target.end
     if not targets:
         raise ValueError(f"target_modules {config.target_modules!r} matches no module of the model")
     return targets
+
+
+def pack_of_parts(
+    models: Mapping[str, nn.Module],
+    configs: Mapping[str, LoraConfig],
+    slots: int,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> LoRAPack:
+    """A pack over several models: one row holds an adapter's weights for all, by names that begin with the part.
+
+    Raises:
+        ValueError: as for :class:`LoRAPack`, of each part.
+    """
+    names = [f"{part}.{t.name}" for part, config in configs.items() for t in find_targets(models[part], config)]
+    config = replace(next(iter(configs.values())), target_modules=names)
+    return LoRAPack(nn.ModuleDict(dict(models)), config, slots, device=device, dtype=dtype)
+
+
+def by_part(state: dict[str, torch.Tensor]) -> dict[str, dict[str, torch.Tensor]]:
+    """The weights of a pack of parts, by part and by the names that the parts have for themselves."""
+    parts: dict[str, dict[str, torch.Tensor]] = {}
+    for key, tensor in state.items():
+        part, _, name = key.partition(".")
+        parts.setdefault(part, {})[name] = tensor
+    return parts
+
+
+def match_modules(model: nn.Module, state: dict[str, torch.Tensor]) -> dict[str, str]:
+    """{a LoRA's module: the model's name of it}, of those that the model has in the LoRA's sizes.
+
+    Some text encoders keep their layers one level down, in ``text_model``; a LoRA's names are without it.
+    """
+    known = {name.removeprefix("text_model."): name for name, _ in model.named_modules()}
+    names = dict.fromkeys(key.rsplit(".lora_", 1)[0] for key in state)
+    return {name: known[name] for name in names if name in known and _fits(model, known[name], name, state)}
+
+
+def renamed(state: dict[str, torch.Tensor], names: dict[str, str]) -> dict[str, torch.Tensor]:
+    """The weights of these modules, by their new names."""
+    ends = (".lora_A.weight", ".lora_B.weight")
+    return {new + end: state[old + end] for old, new in names.items() for end in ends}
+
+
+def _fits(model: nn.Module, path: str, name: str, state: dict[str, torch.Tensor]) -> bool:
+    module = model.get_submodule(path)
+    if not isinstance(module, nn.Linear) and not (isinstance(module, nn.Conv2d) and module.groups == 1):
+        return False
+    width = state[f"{name}.lora_A.weight"].flatten(1).shape[1]
+    out, own_width = _sizes(module)
+    return (len(state[f"{name}.lora_B.weight"]), width) == (out, own_width)
+
+
+def _sizes(module: nn.Linear | nn.Conv2d) -> tuple[int, int]:
+    """(out, in) of the matrix that acts; a convolution's patches count as its input."""
+    if isinstance(module, nn.Linear):
+        return module.out_features, module.in_features
+    return module.out_channels, module.in_channels * math.prod(module.kernel_size)
 
 
 def pack_for(model: nn.Module, states: Sequence[dict[str, torch.Tensor]], scales: Sequence[float]) -> LoRAPack:

@@ -1,0 +1,145 @@
+"""LoRAs -> kohya's files, for A1111, ComfyUI and whatever else reads Civitai's."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import save
+
+from diffstyler.adapters.files import PREDICTION_KEY, LoRA, LoRAFileError, State, read_lora, sort_metadata
+from diffstyler.adapters.formats import kohya_name
+from diffstyler.images import atomic_write
+
+
+@dataclass(frozen=True)
+class Family:
+    """How kohya's trainer and the model specification name a base model, and what it was trained on."""
+
+    version: str
+    architecture: str
+    resolution: int
+    prediction_type: str = "epsilon"
+    implementation: str = "diffusers"
+
+
+#: shapes cannot tell the two kinds of Stable Diffusion 2 apart
+FAMILIES = {
+    "sd1": Family("sd_v1", "stable-diffusion-v1", 512),
+    "sd2-512": Family("sd_v2", "stable-diffusion-v2-512", 512),
+    "sd2-768-v": Family("sd_v2_v", "stable-diffusion-v2-768-v", 768, "v"),
+    "sdxl": Family(
+        "sdxl_base_v1-0",
+        "stable-diffusion-xl-v1-base",
+        1024,
+        implementation="https://github.com/Stability-AI/generative-models",
+    ),
+}
+
+
+def kohya_family(facts: dict[str, object]) -> str:
+    """The key of ``FAMILIES`` that the facts of an inspection name.
+
+    Raises:
+        ValueError: they do not tell, or tell of a model that other tools do not know.
+    """
+    family, base_model, prediction = str(facts["family"]), str(facts["base_model"] or ""), facts["prediction_type"]
+    if family == "sd2" and (base_model or prediction):
+        is_v = prediction == "v" or base_model.split("/")[0].endswith(("-v", "_v"))
+        family = "sd2-768-v" if is_v else "sd2-512"
+    if family in FAMILIES:
+        return family
+    told = "is of Stable Diffusion 2, and nothing says whether 512 or 768-v" if family == "sd2" else f"({family})"
+    raise ValueError(f"{facts['file']}: its family {told}; name one with --family: {', '.join(FAMILIES)}")
+
+
+def save_kohya(path: Path, lora: LoRA, *, family: str, title: str, trigger: str = "") -> Path:
+    """Write a LoRA as kohya's file, and read it back.
+
+    One alpha serves the whole file: where scale or rank differ between modules the rest goes into the up weights,
+    because diffusers loses alphas that differ.
+
+    Args:
+        path: the ``.safetensors`` file.
+        lora: what to write.
+        family: a key of ``FAMILIES``.
+        title: of the LoRA.
+        trigger: the phrase that calls for it.
+
+    Raises:
+        LoRAFileError: the file does not hold what was written.
+    """
+    alpha = lora.scale * lora.rank or float(lora.rank)
+    tensors: State = {}
+    for part, state in lora.parts.items():
+        for module in dict.fromkeys(key.rpartition(".lora_")[0] for key in state):
+            down, up = state[f"{module}.lora_A.weight"], state[f"{module}.lora_B.weight"]
+            scale = lora.scale if part == "unet" else 1.0
+            rest = 1.0 if scale * len(down) == alpha else scale * len(down) / alpha
+            _add(tensors, kohya_name(part, module, xl=family == "sdxl"), down, up * rest, alpha)
+        if part != "unet":
+            _add_output_projection(tensors, part, state, alpha, xl=family == "sdxl")
+    data = save(tensors)
+    header = int.from_bytes(data[:8], "little")
+    metadata = {
+        **_metadata(FAMILIES[family], lora.rank, alpha),
+        "modelspec.title": title,
+        "modelspec.trigger_phrase": trigger,
+        "modelspec.hash_sha256": "0x" + hashlib.sha256(data[8 + header :]).hexdigest(),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write(path, save(tensors, metadata))
+    sort_metadata(path)
+    if max(_differences(lora, read_lora(path))) > 1e-6:
+        raise LoRAFileError(f"{path}: what was read back differs from what was written; is the disk full?")
+    return path
+
+
+def _add(tensors: State, name: str, down: torch.Tensor, up: torch.Tensor, alpha: float) -> None:
+    tensors[f"{name}.lora_down.weight"] = down.contiguous()
+    tensors[f"{name}.lora_up.weight"] = up.contiguous()
+    tensors[f"{name}.alpha"] = torch.tensor(alpha)
+
+
+def _add_output_projection(tensors: State, part: str, state: State, alpha: float, *, xl: bool) -> None:
+    """diffusers knows a text encoder's dialect by its output projections, and loses the others without: a zero one."""
+    names = [key.removesuffix(".lora_B.weight") for key in state if key.endswith("_proj.lora_B.weight")]
+    attention = [name for name in names if ".self_attn." in name]
+    if not attention or any(name.endswith(".out_proj") for name in attention):
+        return
+    width = len(state[f"{attention[0]}.lora_B.weight"])
+    module = f"{attention[0].rpartition('.')[0]}.out_proj"
+    _add(tensors, kohya_name(part, module, xl=xl), torch.zeros(1, width), torch.zeros(width, 1), alpha)
+
+
+def _metadata(family: Family, rank: int, alpha: float) -> dict[str, str]:
+    is_v2 = family.version.startswith("sd_v2")
+    return {
+        "ss_network_module": "networks.lora",
+        "ss_network_dim": str(rank),
+        "ss_network_alpha": f"{alpha:g}",
+        "ss_base_model_version": family.version,
+        "ss_v2": str(is_v2),
+        "modelspec.sai_model_spec": "1.0.1",
+        "modelspec.architecture": f"{family.architecture}/lora",
+        "modelspec.implementation": family.implementation,
+        "modelspec.resolution": f"{family.resolution}x{family.resolution}",
+        PREDICTION_KEY: family.prediction_type,
+    }
+
+
+def _differences(lora: LoRA, reread: LoRA) -> Iterator[float]:
+    """The relative difference of every module's update s B A."""
+    for part, state in lora.parts.items():
+        for key in (key for key in state if ".lora_B." in key):
+            wanted = _update(lora, part, key)
+            yield float((_update(reread, part, key) - wanted).norm() / wanted.norm().clamp(min=1e-12))
+
+
+def _update(lora: LoRA, part: str, key: str) -> torch.Tensor:
+    state = lora.parts[part]
+    down = state[key.replace(".lora_B.", ".lora_A.")]
+    return (lora.scale if part == "unet" else 1.0) * state[key].flatten(1) @ down.flatten(1)
