@@ -26,6 +26,7 @@ commands:
   fit       fit a LoRA for every style (or content) picture of a manifest
   predict   make the pictures of a manifest
   masks     show what the mask prompts of a manifest, or of one picture, find
+  check     say whether a fit or predict would run here, and what it would take; loads no weights
   inspect   tell what a LoRA file is: family, rank, targets, prompt, norms, NaN
   export    write a LoRA for other tools: kohya's form, for A1111 and ComfyUI
   demo      run them on the example pictures and the embedded model
@@ -39,7 +40,7 @@ commands:
   diffstyler masks --content photo.jpg --mask "the house" --output_dir masks
 """
 
-COMMANDS = ("fit", "predict", "masks", "inspect", "export", "demo", "fetch-fastsam")
+COMMANDS = ("fit", "predict", "masks", "check", "inspect", "export", "demo", "fetch-fastsam")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -55,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if command not in COMMANDS:
         return _fail(f"no command '{command}'{_did_you_mean(command, COMMANDS)}; see diffstyler --help", 2)
     _quiet_imports()
-    heavy = {"fit": _fit, "predict": _predict, "masks": _masks, "demo": _demo}
+    heavy = {"fit": _fit, "predict": _predict, "masks": _masks, "check": _check, "demo": _demo}
     light = {"inspect": _inspect, "export": _export, "fetch-fastsam": _fetch_fastsam}
     try:
         {**heavy, **light}[command](rest)
@@ -68,10 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _fit(arguments: list[str]) -> None:
-    from diffstyler.data import FitData
-    from diffstyler.finetuning import LoRAFinetuner
-
-    cli = _lightning_cli("fit", arguments, LoRAFinetuner, FitData, ("lora_dir",))
+    cli = _fit_cli(arguments)
     with _exit_code_of_sigterm():
         cli.trainer.fit(cli.model, datamodule=cli.datamodule)
     if cli.trainer.is_global_zero:
@@ -80,10 +78,7 @@ def _fit(arguments: list[str]) -> None:
 
 
 def _predict(arguments: list[str]) -> None:
-    from diffstyler.data import PredictData
-    from diffstyler.stylization import Stylizer
-
-    cli = _lightning_cli("predict", arguments, Stylizer, PredictData, ("lora_dir", "output_dir"))
+    cli = _predict_cli(arguments)
     with _exit_code_of_sigterm():
         cli.trainer.predict(cli.model, datamodule=cli.datamodule, return_predictions=False)
     if cli.model.writer is not None and cli.trainer.is_global_zero:
@@ -98,6 +93,31 @@ def _exit_code_of_sigterm() -> Iterator[None]:
         yield
     except SIGTERMException as error:  # without an exit code of its own
         raise SystemExit(128 + signal.SIGTERM) from error
+
+
+def _check(arguments: list[str]) -> None:
+    from diffstyler.check import check_fit, check_predict
+
+    command, settings = _command_of(arguments)
+    cli = {"fit": _fit_cli, "predict": _predict_cli}[command](settings)
+    look = {"fit": check_fit, "predict": check_predict}[command]
+    print(f"{'ok':8} {'settings':10} of {command}", flush=True)
+    problems = 0
+    for finding in look(cli.model, cli.datamodule, cli.trainer):
+        print(finding, flush=True)
+        problems += finding.problem
+    if problems:
+        raise SystemExit(1)
+
+
+def _command_of(arguments: list[str]) -> tuple[str, list[str]]:
+    """fit or predict, by the first word, else by the settings that one of them alone has; and the other words."""
+    if arguments and arguments[0] in {"fit", "predict"}:
+        return arguments[0], arguments[1:]
+    configs = [arguments[i + 1] for i, word in enumerate(arguments[:-1]) if word == "--config"]
+    configs += [word.partition("=")[2] for word in arguments if word.startswith("--config=")]
+    text = " ".join(arguments) + "".join(Path(c).read_text(encoding="utf-8") for c in configs if Path(c).is_file())
+    return "predict" if re.search(r"\b(output_dir|num_inference_steps)\b", text) else "fit", arguments
 
 
 def _masks(arguments: list[str]) -> None:
@@ -164,6 +184,20 @@ def _demo(arguments: list[str]) -> None:
     _predict(["--config", str(configs_dir() / "predict.yaml"), "--data.manifest", str(manifest), *loras, *output])
     print(f"\nLoRAs:          {folder / 'loras'}\npictures:       {folder / 'pictures'}")
     print(f"contact sheet:  {folder / 'pictures' / 'index.html'}")
+
+
+def _fit_cli(arguments: list[str]):  # noqa: ANN202
+    from diffstyler.data import FitData
+    from diffstyler.finetuning import LoRAFinetuner
+
+    return _lightning_cli("fit", arguments, LoRAFinetuner, FitData, ("lora_dir",))
+
+
+def _predict_cli(arguments: list[str]):  # noqa: ANN202
+    from diffstyler.data import PredictData
+    from diffstyler.stylization import Stylizer
+
+    return _lightning_cli("predict", arguments, Stylizer, PredictData, ("lora_dir", "output_dir"))
 
 
 def _lightning_cli(name: str, arguments: list[str], model: type, data: type, shortcuts: tuple[str, ...]):  # noqa: ANN202

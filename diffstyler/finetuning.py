@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -21,11 +22,13 @@ from torch.utils.tensorboard import SummaryWriter
 
 from diffstyler.adapters import FittedLoRA, LoRALibrary, LoRAPack, Rows, by_part, pack_of_parts, save_lora
 from diffstyler.backbones import Backbone, StableDiffusion
-from diffstyler.capacity import free_memory, optimizer_memory, step_memory, widest_pack
+from diffstyler.budget import GIB, plan_fit
+from diffstyler.capacity import WIDTHS, free_memory, optimizer_memory, step_memory, widest_pack
 from diffstyler.crops import Crops, FitPicture
 from diffstyler.denoiser import Denoiser, one_thread
 from diffstyler.early_stop import EarlyStop
 from diffstyler.farm import Farm
+from diffstyler.forecast import Forecast, forecast
 from diffstyler.images import load_image, to_image, to_tensor
 from diffstyler.losses import DiffusionLoss, Noised, NoiseLoss
 from diffstyler.mask_prompt import Everything, parse_mask_prompt
@@ -111,6 +114,8 @@ class LoRAFinetuner(lightning.LightningModule):
         early_stop: ends a LoRA before its last step when it learns nothing more; None = never.
         gradient_checkpointing: recompute activations in the backward pass: less memory, more time.
         compile: compile the UNet with its adapters once, in the first step; slots then change without compiling again.
+        max_memory: GiB of the device that a step may take by forecast: the pack is no wider than fits, and where not
+            even one LoRA does, activations are recomputed. None = no bound.
         checkpoint_every: steps between saved states; a killed run repeats at most so many.
         masker: finds the part of a picture that is to be learned, where one is asked for.
         preview_steps: DDIM steps of the picture drawn from the prompt when a LoRA is done; 0 = no preview.
@@ -133,6 +138,7 @@ class LoRAFinetuner(lightning.LightningModule):
         early_stop: EarlyStop | None = None,
         gradient_checkpointing: bool = False,
         compile: bool = False,
+        max_memory: float | None = None,
         checkpoint_every: int = 50,
         masker: Masker | None = None,
         preview_steps: int = 20,
@@ -159,6 +165,8 @@ class LoRAFinetuner(lightning.LightningModule):
         self.early_stop = early_stop
         self.gradient_checkpointing = gradient_checkpointing
         self.compile_unet = compile
+        self.max_memory = max_memory
+        self.most_slots: float = math.inf
         self.checkpoint_every = checkpoint_every
         self.masker = masker if masker is not None else AttentionMasker()
         self.preview_steps = preview_steps
@@ -265,12 +273,43 @@ class LoRAFinetuner(lightning.LightningModule):
 
     def configure_model(self) -> None:
         if self.trainer.training and "unet" not in self.backbone._modules and self.farm.waiting:
-            self.backbone.load(_base_dtype(self.trainer.precision))
+            if self.max_memory is not None:
+                self._keep_below(self.max_memory)
+            self.backbone.load(self.backbone_dtype)
             if self.gradient_checkpointing:
                 self.backbone.unet.enable_gradient_checkpointing()  # type: ignore[operator]
         # DistributedDataParallel would send the frozen model to every rank, and its buffers again at each step
         names = [name for name, _ in (*self.backbone.named_parameters(), *self.backbone.named_buffers())]
         self._ddp_params_and_buffers_to_ignore = [f"backbone.{name}" for name in names]
+
+    def _keep_below(self, gib: float) -> None:
+        """Choose pack and gradient checkpointing so that a step takes at most so much memory; said in the log."""
+        plan = plan_fit(self.forecast(), gib * GIB, self.batch_size, self.slots_wanted())
+        self.gradient_checkpointing |= plan.checkpointing
+        self.most_slots = plan.slots
+        log.info("max_memory %g GiB: %s", gib, plan)
+
+    def forecast(self) -> Forecast:
+        """What a LoRA with the largest crops costs, before anything is loaded.
+
+        Raises:
+            ValueError: nothing can be forecast for this model.
+        """
+
+        def largest(resolution: int, multiple: int) -> tuple[int, int]:
+            side = max(job.crops.side(resolution, multiple) for job in self.farm.jobs.values())
+            return side, side
+
+        return forecast(self.backbone, largest, self.backbone_dtype, self._pack_config())
+
+    @property
+    def backbone_dtype(self) -> torch.dtype:
+        """Of the frozen weights, by the Trainer's precision.
+
+        Raises:
+            ValueError: the fit does not know that precision.
+        """
+        return _base_dtype(self.trainer.precision)
 
     def configure_callbacks(self) -> list[lightning.Callback]:
         return [FitProgress(), SaveUnfinished()]
@@ -546,13 +585,19 @@ class LoRAFinetuner(lightning.LightningModule):
         return torch.are_deterministic_algorithms_enabled()
 
     def _width(self) -> int:
-        """Slots of the pack: no more than a rank's share of the LoRAs, where the memory decides."""
+        """Slots of the pack: as many as wanted, and where the memory decides, as many as fit."""
+        at_most = int(min(self.slots_wanted(), self.most_slots))
+        if self._data.pack_size != "auto":
+            return at_most
+        on_this_machine = max(1, self.trainer.num_devices)
+        return widest_pack(self._slot_memory(), free_memory(self.device, on_this_machine), at_most)
+
+    def slots_wanted(self) -> int:
+        """The pack size; where it is "auto", a rank's share of the LoRAs."""
         jobs = len(self.farm.jobs)
         if self._data.pack_size != "auto":
             return max(1, min(self._data.pack_size, jobs))
-        at_most = -(-jobs // self.trainer.world_size) if self.team.size == 1 else 1
-        on_this_machine = max(1, self.trainer.num_devices)
-        return widest_pack(self._slot_memory(), free_memory(self.device, on_this_machine), at_most)
+        return min(-(-jobs // self.trainer.world_size) if self.team.size == 1 else 1, WIDTHS[-1])
 
     def _slot_memory(self) -> int:
         """Bytes of one LoRA under way with the largest crops: a step's activations, weights and optimizer."""

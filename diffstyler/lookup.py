@@ -148,6 +148,11 @@ class AdapterShelf:
         return self._packs.get("unet")
 
     @property
+    def count(self) -> int:
+        """Of the LoRA files that the run needs."""
+        return len(self._outlines)
+
+    @property
     def config(self) -> LoraConfig:
         """Of a UNet pack that can hold any LoRA of the run, known before the model is there."""
         states = [outline.state for outline in self._outlines.values()]

@@ -296,7 +296,7 @@ class Stylizer(lightning.LightningModule):
         Raises:
             ValueError: it does not fit, or nothing can be forecast for this model.
         """
-        self.plan = plan_predict(self.forecast(), gib * GIB, self._styles_at_once)
+        self.plan = plan_predict(self.forecast(), gib * GIB, self.styles_at_once)
         if self.rows_per_call is not None and self.rows_per_call > self.plan.rows:
             raise ValueError(
                 f"model.rows_per_call {self.rows_per_call}: model.max_memory {gib:g} leaves room for {self.plan.rows}"
@@ -314,7 +314,8 @@ class Stylizer(lightning.LightningModule):
         return forecast(self.backbone, largest_of(contents, self.resolution), self.base_dtype, self.shelf.config)
 
     @property
-    def _styles_at_once(self) -> int:
+    def styles_at_once(self) -> int:
+        """LoRAs that one batch may need, contents' included."""
         return self._data.batch_size * max(1 + len(triple.regions) for triple in self._data.triples)
 
     @property
