@@ -25,11 +25,11 @@ from diffstyler.backbones import Backbone, StableDiffusion
 from diffstyler.budget import GIB, plan_fit
 from diffstyler.capacity import WIDTHS, free_memory, optimizer_memory, step_memory, widest_pack
 from diffstyler.crops import Crops, FitPicture
-from diffstyler.denoiser import Denoiser, one_thread
+from diffstyler.denoiser import one_thread
 from diffstyler.early_stop import EarlyStop
 from diffstyler.farm import Farm
 from diffstyler.forecast import Forecast, forecast
-from diffstyler.images import load_image, to_image, to_tensor
+from diffstyler.images import load_image, to_tensor
 from diffstyler.losses import DiffusionLoss, Noised, NoiseLoss
 from diffstyler.mask_prompt import Everything, parse_mask_prompt
 from diffstyler.masking import AttentionMasker, Masker, find_masks
@@ -37,7 +37,7 @@ from diffstyler.progress import FitProgress
 from diffstyler.ranks import POLL_SECONDS, Team, exit_codes, part
 from diffstyler.recipe import Recipe
 from diffstyler.report import write_lora_report
-from diffstyler.sampling import Region, generate
+from diffstyler.samples import draw_samples
 from diffstyler.slots import (
     RETRY_FACTOR,
     Draw,
@@ -118,7 +118,8 @@ class LoRAFinetuner(lightning.LightningModule):
             even one LoRA does, activations are recomputed. None = no bound.
         checkpoint_every: steps between saved states; a killed run repeats at most so many.
         masker: finds the part of a picture that is to be learned, where one is asked for.
-        preview_steps: DDIM steps of the picture drawn from the prompt when a LoRA is done; 0 = no preview.
+        preview_steps: DDIM steps, without guidance, of the picture drawn from the prompt when a LoRA is done; 0 = no
+            preview.
     """
 
     def __init__(
@@ -141,7 +142,7 @@ class LoRAFinetuner(lightning.LightningModule):
         max_memory: float | None = None,
         checkpoint_every: int = 50,
         masker: Masker | None = None,
-        preview_steps: int = 20,
+        preview_steps: int = 8,
     ) -> None:
         super().__init__()
         for name, value in {"rank": rank, "batch_size": batch_size, "checkpoint_every": checkpoint_every}.items():
@@ -253,13 +254,11 @@ class LoRAFinetuner(lightning.LightningModule):
                 continue
             self._log_loss(slot)
         self._look_at_held_out()
+        busy = [slot for slot in busy if self.slots[slot.index] is slot]  # not given up, or started again
         for slot in busy:
-            if self.slots[slot.index] is not slot:
-                continue  # given up, or started again
-            if slot.done:
-                self._finish(slot)
-            elif slot.step % self.checkpoint_every == 0:
+            if not slot.done and slot.step % self.checkpoint_every == 0:
                 self._save(slot)
+        self._finish([slot for slot in busy if slot.done])
 
     def _exact(self) -> AbstractContextManager[None]:
         """Several threads split a matrix product by its rows, and a row's last bits then depend on its place."""
@@ -469,7 +468,7 @@ class LoRAFinetuner(lightning.LightningModule):
                 multiple=self.backbone.size_multiple,
                 mask=self._find_mask(job.picture),
             )
-            latents = torch.cat([self.backbone.encode_image(crop[None].to(self.device)) for crop in pixels])
+            latents = self._encode(pixels)
             prompt = self.backbone.encode_prompt([job.picture.prompt])
             self._park_encoders()
         slot = open_slot(
@@ -490,6 +489,15 @@ class LoRAFinetuner(lightning.LightningModule):
             log.info("%s goes on from step %d", job.identity.name, slot.step)
         return slot
 
+    def _encode(self, pixels: torch.Tensor) -> torch.Tensor:
+        """E of each crop; equal crops, as of a picture no larger than they are, are encoded once."""
+        known: dict[bytes, torch.Tensor] = {}
+        names = [crop.numpy().tobytes() for crop in pixels]
+        for name, crop in zip(names, pixels, strict=True):
+            if name not in known:
+                known[name] = self.backbone.encode_image(crop[None].to(self.device))
+        return torch.cat([known[name] for name in names])
+
     def _find_mask(self, picture: FitPicture) -> torch.Tensor | None:
         prompt = parse_mask_prompt(picture.mask)
         if isinstance(prompt, Everything):
@@ -498,16 +506,33 @@ class LoRAFinetuner(lightning.LightningModule):
             self.masker.setup(self.backbone)
             return find_masks(self.masker, load_image(picture.path), [prompt])[0]
 
-    def _finish(self, slot: Slot) -> None:
-        if slot.stopped:
-            log.info("%s stops early, after step %d of %d", slot.job.identity.name, slot.step, slot.job.steps)
+    def _finish(self, slots: Sequence[Slot]) -> None:
+        for slot in slots:
+            if slot.stopped:
+                log.info("%s stops early, after step %d of %d", slot.job.identity.name, slot.step, slot.job.steps)
         if self.team.rank == 0:
-            self._publish(slot)
-        self._release(slot)
+            for slot, preview in zip(slots, self._previews(slots), strict=True):
+                self._publish(slot, preview)
+        for slot in slots:
+            self._release(slot)
 
-    def _publish(self, slot: Slot) -> None:
+    def _previews(self, slots: Sequence[Slot]) -> Sequence[Image.Image | None]:
+        if not self.preview_steps or not slots:
+            return [None] * len(slots)
+        prompts = self._own_prompts(slots) if self.text_encoder_targets else [slot.prompt for slot in slots]
+        drawn = draw_samples(self.backbone, self.pack, slots, prompts, self.preview_steps, exact=self._deterministic)
+        self._park_encoders()
+        return drawn
+
+    @torch.no_grad()
+    def _own_prompts(self, slots: Sequence[Slot]) -> list[PromptEmbeds]:
+        """Each slot's prompt, encoded under its LoRA."""
+        with self.pack.rows(Rows(torch.tensor([slot.index for slot in slots], device=self.device))):
+            embeds = self.backbone.encode_prompt([slot.job.picture.prompt for slot in slots])
+        return [embeds[[index]] for index in range(len(slots))]
+
+    def _publish(self, slot: Slot, preview: Image.Image | None) -> None:
         identity, picture = slot.job.identity, slot.job.picture
-        preview = self._preview(slot) if self.preview_steps else None
 
         def write(folder: Path) -> None:
             state, config = self.pack.state_dict(slot.index, slot.job.config.r), slot.job.config
@@ -544,24 +569,6 @@ class LoRAFinetuner(lightning.LightningModule):
         self.slots[slot.index] = None
 
     # ---- what people see
-
-    def _preview(self, slot: Slot) -> Image.Image:
-        """A picture drawn from the prompt, by the LoRA alone."""
-        schedule = self.backbone.sampling_schedule(self.preview_steps)
-        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
-            self.backbone.park_encoders(self.device)
-            nothing, prompt = self.backbone.encode_prompt([""]), slot.prompt
-            if self.text_encoder_targets:
-                with self.pack.rows(Rows(torch.tensor([slot.index] * 2, device=self.device))):
-                    both = self.backbone.encode_prompt(["", slot.job.picture.prompt])
-                nothing, prompt = both[[0]], both[[1]]
-            generator = torch.Generator().manual_seed(slot.job.picture.seed)
-            noise = torch.randn(slot.latents.shape[1:], generator=generator).to(self.device)
-            region = Region(slot.index, prompt, nothing, guidance_scale=3.0)
-            latents = generate(Denoiser(self.backbone, self.pack), noise, schedule, region)
-            pixels = self.backbone.decode_latents(latents[None].float())[0]
-            self._park_encoders()
-        return to_image(pixels)
 
     def _log_loss(self, slot: Slot) -> None:
         if writer := self._tensorboard():

@@ -62,13 +62,13 @@ def _plot_losses(losses: list[float], path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6, 3), layout="constrained")
+    figure = Figure(figsize=(6, 3))
     FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
+    axes = figure.add_axes((0.12, 0.16, 0.86, 0.8))  # a computed layout takes as long as all the rest
     axes.plot(losses, color="#9bb", linewidth=0.8, label="loss")
     window = max(1, len(losses) // 10)
     means = [sum(losses[max(0, i - window + 1) : i + 1]) / min(i + 1, window) for i in range(len(losses))]
     axes.plot(means, color="#135", label=f"mean of {window} steps")
     axes.set(xlabel="step", ylabel="loss")
-    axes.legend()
+    axes.legend(loc="upper right")
     figure.savefig(path, dpi=100)

@@ -294,6 +294,23 @@ def test_together_is_one_lora_with_a_name(pictures, wrong):
         FitData(pictures=pictures, **{"together": "monet", **wrong})
 
 
+def test_previews_do_not_depend_on_neighbors(tiny_dir, pictures, tmp_path):
+    files = []
+    for name, order in {"all": pictures, "turned": pictures[::-1]}.items():
+        finetune(tiny_dir, tmp_path / name, order, steps=1, pack_size=2, deterministic=True, preview_steps=2)
+        files.append({path.parent.name: path.read_bytes() for path in (tmp_path / name).glob("*/preview.png")})
+    assert len(set(files[0].values())) == 3
+    assert files[0] == files[1]
+
+
+def test_equal_crops_are_encoded_once(tiny_dir, tmp_path, monkeypatch):
+    encoded, real = [], StableDiffusion.encode_image
+    monkeypatch.setattr(StableDiffusion, "encode_image", lambda self, pixels: encoded.append(1) or real(self, pixels))
+    Image.radial_gradient("L").crop((0, 0, 64, 64)).convert("RGB").save(tmp_path / "square.png")
+    finetune(tiny_dir, tmp_path / "loras", [tmp_path / "square.png"], steps=1)
+    assert len(encoded) == 2  # the picture and its mirror image, for three crops
+
+
 def test_a_pack_fills_the_free_memory(tiny_dir, pictures, tmp_path, monkeypatch):
     from diffstyler import capacity, finetuning
 

@@ -59,7 +59,7 @@ def main() -> None:
     if options.overhead:
         overhead(backbone, options)
         return
-    size, channels = options.resolution // 8, backbone.unet.config["in_channels"]  # type: ignore[index,assignment]
+    size, channels = options.resolution // backbone.size_multiple, backbone.unet.config["in_channels"]  # type: ignore[index,assignment]
     flops = (1 + BACKWARD) * forward_flops(backbone, size, int(channels)) * options.batch_size
     rate = matrix_rate(device, dtype)
     card = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
@@ -94,7 +94,7 @@ def peft_loop(backbone: Backbone, options: argparse.Namespace, device: torch.dev
     for parameter in parameters:
         parameter.data = parameter.data.float()
     optimizer = torch.optim.AdamW(parameters, lr=2e-4, weight_decay=1e-2)
-    channels, size = unet.config["in_channels"], options.resolution // 8
+    channels, size = unet.config["in_channels"], options.resolution // backbone.size_multiple
     clean, prompt = torch.randn(16, channels, size, size, device=device), backbone.encode_prompt(["a"])
     alphas = backbone.alphas_cumprod.float().to(device)
     unet.train()
@@ -195,7 +195,7 @@ class TimedFinetuner(LoRAFinetuner):
 
     def __init__(self, *args: Any, **settings: Any) -> None:
         super().__init__(*args, **settings)
-        self.seconds = {"steps": 0.0, "opening": 0.0, "preview": 0.0, "writing": 0.0}
+        self.seconds = {"steps": 0.0, "opening": 0.0, "previews": 0.0, "writing": 0.0}
 
     def training_step(self, batch: int, batch_idx: int) -> None:
         with self._timed("steps"):
@@ -209,9 +209,9 @@ class TimedFinetuner(LoRAFinetuner):
         with self._timed("writing"):
             super()._publish(*args)
 
-    def _preview(self, *args: Any) -> Any:
-        with self._timed("preview"):
-            return super()._preview(*args)
+    def _previews(self, *args: Any) -> Any:
+        with self._timed("previews"):
+            return super()._previews(*args)
 
     @contextmanager
     def _timed(self, name: str) -> Iterator[None]:
