@@ -123,7 +123,7 @@ def test_shapes_do_not_tell_which_stable_diffusion_2(tmp_path):
     )
     facts = inspect_lora(tmp_path / "sd2.safetensors")
     assert facts["family"] == "sd2"
-    with pytest.raises(ValueError, match=r"nothing says whether 512 or 768-v; name one with --family: .*sd2-768-v"):
+    with pytest.raises(ValueError, match=r"nothing says whether 512 or 768-v; name one .* --family: .*sd2-768-v"):
         kohya_family(facts)
 
 

@@ -6,10 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
+from families import tiny_pipeline
 from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 
-from diffstyler.adapters import LoRAPack, save_lora
+from diffstyler.adapters import LoRAPack, read_lora, save_kohya, save_lora
+from diffstyler.backbones import StableDiffusionXL
 from diffstyler.lookup import ForeignLoRAError
 from diffstyler.stylization import Stylizer
 from diffstyler.types import StyleRegion, Triple
@@ -112,3 +114,30 @@ def test_a_lora_of_another_model_is_an_error_even_so(tiny, tmp_path):
     save_file({key.replace("__", "."): tensor for key, tensor in FOREIGN.items()}, tmp_path / "other.safetensors")
     with pytest.raises(ForeignLoRAError, match=r"0 of its 1 modules match .* made for another model"):
         stylizer(tiny, tmp_path / "other.safetensors", on_partial_lora="warn")
+
+
+@torch.no_grad()
+def test_both_text_encoders_of_sdxl(tmp_path):
+    """Tokens and pooled embeddings, as diffusers encodes them; and a kohya file does the same."""
+    pipe = tiny_pipeline("sdxl")
+    pipe.save_pretrained(tmp_path / "model")
+    backbone = StableDiffusionXL(str(tmp_path / "model")).load()
+    texts = {}
+    for part, model in backbone.text_encoders.items():
+        state, config = random_part(model, ["q_proj", "fc2"], 1)
+        texts[part] = ({key.removeprefix("text_model."): tensor for key, tensor in state.items()}, config)
+    unet, config = random_part(backbone.unet, ["attn2.to_v"], 2)
+    path = save_lora(tmp_path / "lora", unet, config, text_encoders=texts)
+    kohya = save_kohya(tmp_path / "kohya.safetensors", read_lora(path), family="sdxl", title="Test")
+    base = backbone.encode_prompt([PROMPT])
+    pipe.load_lora_weights(path.parent)
+    tokens, _, pooled, _ = pipe.encode_prompt(PROMPT, device="cpu", do_classifier_free_guidance=False)
+    for file in (path, kohya):
+        made = stylizer(backbone, file)
+        ours = made._embed(PROMPT, made.shelf.style(file))
+        made.shelf.close()
+        assert ours.pooled is not None
+        torch.testing.assert_close(ours.tokens, tokens, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(ours.pooled, pooled, atol=1e-5, rtol=1e-4)
+        assert (ours.tokens - base.tokens).abs().max() > 1e-2
+        assert (ours.pooled - base.pooled).abs().max() > 1e-2

@@ -52,8 +52,10 @@ def kohya_family(facts: dict[str, object]) -> str:
         family = "sd2-768-v" if is_v else "sd2-512"
     if family in FAMILIES:
         return family
-    told = "is of Stable Diffusion 2, and nothing says whether 512 or 768-v" if family == "sd2" else f"({family})"
-    raise ValueError(f"{facts['file']}: its family {told}; name one with --family: {', '.join(FAMILIES)}")
+    told = "is Stable Diffusion 2, and nothing says whether 512 or 768-v" if family == "sd2" else f"is {family}"
+    raise ValueError(
+        f"{facts['file']}: its family {told}; name one that others know by --family: {', '.join(FAMILIES)}"
+    )
 
 
 def save_kohya(path: Path, lora: LoRA, *, family: str, title: str, trigger: str = "") -> Path:
