@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from diffstyler.forecast import Forecast
+from diffstyler.forecast import FitForecast, PredictForecast
 from diffstyler.images import ImageError, fit_size, image_size
 
 GIB = 2**30
@@ -65,7 +65,7 @@ def largest_of(pictures: Iterable[Path], resolution: int | None) -> Callable[[in
     return largest
 
 
-def plan_predict(forecast: Forecast, ceiling: float, styles: int) -> PredictPlan:
+def plan_predict(forecast: PredictForecast, ceiling: float, styles: int) -> PredictPlan:
     """The most rows that fit; tiles, then offloading, only where they must be.
 
     Args:
@@ -77,14 +77,14 @@ def plan_predict(forecast: Forecast, ceiling: float, styles: int) -> PredictPlan
         MemoryBudgetError: not even a source row and a target fit.
     """
     for tiling, offload in ((False, False), (True, False), (True, True)):
-        costs = {n: forecast.predict_bytes(n, styles, offload=offload, tiling=tiling) for n in range(2, MOST_ROWS + 1)}
+        costs = {n: forecast.bytes(n, styles, offload=offload, tiling=tiling) for n in range(2, MOST_ROWS + 1)}
         fitting = [rows for rows, cost in costs.items() if cost <= ceiling]
         if fitting:
             return PredictPlan(fitting[-1], tiling, offload, costs[fitting[-1]])
     raise MemoryBudgetError(_too_small(ceiling, costs[2], "two rows, tiles and offloading"))
 
 
-def plan_fit(forecast: Forecast, ceiling: float, batch_size: int, slots: int) -> FitPlan:
+def plan_fit(forecast: FitForecast, ceiling: float, batch_size: int, slots: int) -> FitPlan:
     """The largest pack up to ``slots`` that fits; gradient checkpointing only where not even one LoRA fits without.
 
     Args:
@@ -97,7 +97,7 @@ def plan_fit(forecast: Forecast, ceiling: float, batch_size: int, slots: int) ->
         MemoryBudgetError: not even one LoRA with gradient checkpointing fits.
     """
     for checkpointing in (False, True):
-        costs = {n: forecast.fit_bytes(n, batch_size, checkpointing=checkpointing) for n in range(1, slots + 1)}
+        costs = {n: forecast.bytes(n, batch_size, checkpointing=checkpointing) for n in range(1, slots + 1)}
         fitting = [count for count, cost in costs.items() if cost <= ceiling]
         if fitting:
             return FitPlan(fitting[-1], checkpointing, costs[fitting[-1]])

@@ -15,7 +15,7 @@ import torch
 from diffstyler.budget import GIB, plan_fit, plan_predict
 from diffstyler.data import FitData, PredictData
 from diffstyler.finetuning import LoRAFinetuner
-from diffstyler.forecast import EFFICIENCY, Forecast, matrix_rate
+from diffstyler.forecast import EFFICIENCY, FitForecast, PredictForecast, matrix_rate
 from diffstyler.mask_prompt import Everything, parse_mask_prompt
 from diffstyler.stylization import Stylizer
 from diffstyler.types import Triple
@@ -56,7 +56,7 @@ def check_fit(finetuner: LoRAFinetuner, data: FitData, trainer: lightning.Traine
         steps = [job.steps for job in finetuner.farm.waiting]
         mean = sum(steps) / len(steps) if steps else trainer.max_steps
         speed = _speed(device, finetuner.backbone_dtype)
-        seconds = forecast.fit_flops(1, finetuner.batch_size) * mean / speed
+        seconds = forecast.flops(1, finetuner.batch_size) * mean / speed
         left = f"; {_duration(seconds * len(steps))} for the {len(steps)} that are left" if steps else ""
         yield Finding("time", f"{_pace(seconds, 'LoRA')}{left} ({_rate_text(speed)})")
 
@@ -106,7 +106,7 @@ def unet_rows(stylizer: Stylizer, triple: Triple) -> int:
     steps = stylizer.num_inference_steps
     rows = (stylizer.inversion_steps or steps) * (1 + stylizer.inversion_refinements)
     for step in range(steps):
-        level = (steps - step) / steps
+        level = (steps - 1 - step) / steps + 0.001  # "leading" spacing with offset 1, of 1000 timesteps
         steered = False
         for region in triple.regions:
             if not region.stop < level <= region.start:
@@ -163,21 +163,21 @@ def _model(model: LoRAFinetuner | Stylizer) -> str:
     return f"{identity['name']} is a {identity['family']}, sha256 {identity['sha256'][:12]}…"
 
 
-def _fit_memory(finetuner: LoRAFinetuner, forecast: Forecast, device: torch.device) -> str:
+def _fit_memory(finetuner: LoRAFinetuner, forecast: FitForecast, device: torch.device) -> str:
     ceiling = _ceiling(finetuner.max_memory, device)
     plan = plan_fit(forecast, ceiling, finetuner.batch_size, finetuner.slots_wanted())
     if plan.checkpointing and finetuner.max_memory is None and not finetuner.gradient_checkpointing:
         raise ValueError(
-            f"one LoRA takes {forecast.fit_bytes(1, finetuner.batch_size, checkpointing=False) / GIB:.2f} GiB by "
+            f"one LoRA takes {forecast.bytes(1, finetuner.batch_size, checkpointing=False) / GIB:.2f} GiB by "
             f"forecast, {ceiling / GIB:.2f} are free; set model.gradient_checkpointing or model.max_memory"
         )
     return f"{plan}, {ceiling / GIB:.2f} GiB to have"
 
 
-def _predict_memory(stylizer: Stylizer, forecast: Forecast, device: torch.device) -> str:
+def _predict_memory(stylizer: Stylizer, forecast: PredictForecast, device: torch.device) -> str:
     ceiling = _ceiling(stylizer.max_memory, device)
     styles = stylizer.styles_at_once
-    needed = forecast.predict_bytes(3, styles)
+    needed = forecast.bytes(3, styles)
     if stylizer.max_memory is None:
         if needed > ceiling:
             raise ValueError(

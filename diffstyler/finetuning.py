@@ -28,7 +28,7 @@ from diffstyler.crops import Crops, FitPicture
 from diffstyler.denoiser import one_thread
 from diffstyler.early_stop import EarlyStop
 from diffstyler.farm import Farm
-from diffstyler.forecast import Forecast, forecast
+from diffstyler.forecast import FitForecast, forecast_fit
 from diffstyler.images import load_image, to_tensor
 from diffstyler.losses import DiffusionLoss, Noised, NoiseLoss
 from diffstyler.mask_prompt import Everything, parse_mask_prompt
@@ -288,7 +288,7 @@ class LoRAFinetuner(lightning.LightningModule):
         self.most_slots = plan.slots
         log.info("max_memory %g GiB: %s", gib, plan)
 
-    def forecast(self) -> Forecast:
+    def forecast(self) -> FitForecast:
         """What a LoRA with the largest crops costs, before anything is loaded.
 
         Raises:
@@ -299,7 +299,7 @@ class LoRAFinetuner(lightning.LightningModule):
             side = max(job.crops.side(resolution, multiple) for job in self.farm.jobs.values())
             return side, side
 
-        return forecast(self.backbone, largest, self.backbone_dtype, self._pack_config())
+        return forecast_fit(self.backbone, largest, self.backbone_dtype, self._pack_config())
 
     @property
     def backbone_dtype(self) -> torch.dtype:

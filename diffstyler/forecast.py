@@ -49,15 +49,41 @@ class Growth:
 
 
 @dataclass(frozen=True)
-class Forecast:
-    """What a model costs at one size; bytes are peaks of what is alive besides the weights.
+class FitForecast:
+    """What fitting costs at one size; bytes are peaks of what is alive besides the weights.
+
+    Attributes:
+        unet_bytes: of the weights.
+        row_flops: of one row's forward.
+        training: of a forward and backward with a LoRA for every row.
+        checkpointed: the same with gradient checkpointing.
+        lora_parameters: of one LoRA.
+    """
+
+    unet_bytes: float
+    row_flops: float
+    training: Growth
+    checkpointed: Growth
+    lora_parameters: int
+
+    def bytes(self, slots: int, batch_size: int, *, checkpointing: bool) -> float:
+        """At the peak of a step of ``slots`` LoRAs; the encoders are off the device by then."""
+        rows = self.checkpointed if checkpointing else self.training
+        return MARGIN * (self.unet_bytes + rows.at(slots * batch_size) + slots * STATES * self.lora_parameters)
+
+    def flops(self, steps: int, batch_size: int) -> float:
+        """Of one LoRA: a training step costs 2.13 forwards, the base being frozen."""
+        return 2.13 * self.row_flops * steps * batch_size
+
+
+@dataclass(frozen=True)
+class PredictForecast:
+    """What stylizing costs at one size; bytes are peaks of what is alive besides the weights.
 
     Attributes:
         unet_bytes, vae_bytes, text_bytes: of the weights.
         row_flops: of one row's forward.
         forward: of a forward of the UNet.
-        training: of a forward and backward with a LoRA for every row.
-        checkpointed: the same with gradient checkpointing.
         decode_bytes: of decoding one picture.
         lora_parameters: of one LoRA.
     """
@@ -67,73 +93,96 @@ class Forecast:
     text_bytes: float
     row_flops: float
     forward: Growth
-    training: Growth
-    checkpointed: Growth
     decode_bytes: float
     lora_parameters: int
 
-    def fit_bytes(self, slots: int, batch_size: int, *, checkpointing: bool) -> float:
-        """At the peak of a step of ``slots`` LoRAs; the encoders are off the device by then."""
-        rows = self.checkpointed if checkpointing else self.training
-        return MARGIN * (self.unet_bytes + rows.at(slots * batch_size) + slots * STATES * self.lora_parameters)
-
-    def predict_bytes(self, rows: int, styles: int, *, offload: bool = False, tiling: bool = False) -> float:
+    def bytes(self, rows: int, styles: int, *, offload: bool = False, tiling: bool = False) -> float:
         """At the peak of a picture with so many rows in a UNet call, or of its decoding."""
         idle = 0.0 if offload else self.vae_bytes + self.text_bytes
         decoding = self.vae_bytes + (min(self.decode_bytes, TILE_BYTES) if tiling else self.decode_bytes)
         resident = self.unet_bytes + styles * 4 * self.lora_parameters
         return MARGIN * (resident + max(idle + self.forward.at(rows), idle * (not offload) + decoding))
 
-    def fit_flops(self, steps: int, batch_size: int) -> float:
-        """Of one LoRA: a training step costs 2.13 forwards, the base being frozen."""
-        return 2.13 * self.row_flops * steps * batch_size
-
 
 #: decoding a tile of 512 x 512 pixels in fp32
 TILE_BYTES = 2.5 * 2**30
 
 
-def forecast(
-    backbone: Backbone, size: Callable[[int, int], tuple[int, int]], dtype: torch.dtype, lora: LoraConfig
-) -> Forecast:
-    """What ``backbone``, not loaded, costs for pictures of one size.
+Size = Callable[[int, int], tuple[int, int]]
+
+
+def forecast_fit(backbone: Backbone, size: Size, dtype: torch.dtype, lora: LoraConfig) -> FitForecast:
+    """What fitting LoRAs on ``backbone``, not loaded, costs for crops of one size.
 
     Args:
-        backbone: what its files are is read from their headers and configurations.
+        backbone: its configurations are read, its weights are not.
         size: the model's resolution and the multiple that sides must be of -> (height, width), all in pixels.
-        dtype: of the weights; training runs in mixed precision where it is not float32.
+        dtype: of the weights and of what training computes in.
         lora: of every LoRA.
 
     Raises:
         ValueError: there are no configurations to build it from, or the LoRA's targets match nothing.
     """
+    with _outlined(backbone, size, dtype) as (outline, latents):
+        training, checkpointed = (
+            _growth(lambda rows, on=on: _training_bytes(outline, rows, latents, lora, dtype, checkpointing=on))
+            for on in (False, True)
+        )
+        return FitForecast(
+            _unet_bytes(outline, dtype),
+            _row_flops(outline, latents),
+            training,
+            checkpointed,
+            _lora_parameters(outline, lora),
+        )
+
+
+def forecast_predict(backbone: Backbone, size: Size, dtype: torch.dtype, lora: LoraConfig) -> PredictForecast:
+    """What stylizing with ``backbone``, not loaded, costs for pictures of one size; arguments as of a fit."""
+    with _outlined(backbone, size, dtype) as (outline, latents):
+        unet, vae = (sum(p.numel() for p in part.parameters()) for part in (outline.unet, outline.vae))
+        text = max(outline.source.parameter_count() - unet - vae, 0)
+        return PredictForecast(
+            _unet_bytes(outline, dtype),
+            vae * outline.vae.dtype.itemsize,
+            text * dtype.itemsize,
+            _row_flops(outline, latents),
+            _growth(lambda rows: _forward_bytes(outline, rows, latents)),
+            _decode_bytes(outline, latents),
+            _lora_parameters(outline, lora),
+        )
+
+
+@contextmanager
+def _outlined(backbone: Backbone, size: Size, dtype: torch.dtype) -> Iterator[tuple[LatentDiffusion, tuple[int, ...]]]:
+    """The backbone on tensors without data, as it was afterwards, and the shape of one picture's latents."""
     if not isinstance(backbone, LatentDiffusion):
         raise ValueError(f"no forecast for a {type(backbone).__name__}; leave max_memory out")
-    count = backbone.source.parameter_count()
     with torch.device("meta"):
         backbone.outline(dtype)
         sides = size(backbone.resolution, backbone.size_multiple)
-        latents = (backbone.unet.config["in_channels"], *(side // backbone.size_multiple for side in sides))
-        unet, vae = (sum(p.numel() for p in part.parameters()) for part in (backbone.unet, backbone.vae))
-        forward = _growth(lambda rows: _forward_bytes(backbone, rows, latents))
-        training, checkpointed = (
-            _growth(lambda rows, on=on: _training_bytes(backbone, rows, latents, lora, dtype, checkpointing=on))
-            for on in (False, True)
-        )
-        pack = LoRAPack(backbone.unet, lora, 1)
-        parameters = pack.flat.shape[1]
-        pack.detach()
-        decode_bytes = _decode_bytes(backbone, latents)
-        with FlopCounterMode(display=False) as counter:
-            _predict(backbone, 1, latents)
+        channels = int(backbone.unet.config["in_channels"])  # type: ignore[call-overload]
+        try:
+            yield backbone, (channels, *(side // backbone.size_multiple for side in sides))
+        finally:
+            del backbone.unet, backbone.vae
+
+
+def _unet_bytes(backbone: LatentDiffusion, dtype: torch.dtype) -> float:
     bits = 8 * dtype.itemsize if backbone.quantization is None else QUANTIZED_BITS[backbone.quantization]
-    vae_bytes = vae * backbone.vae.dtype.itemsize
-    text_bytes = max(count - unet - vae, 0) * dtype.itemsize
-    flops = counter.get_total_flops()
-    del backbone.unet, backbone.vae
-    return Forecast(
-        unet * bits / 8, vae_bytes, text_bytes, flops, forward, training, checkpointed, decode_bytes, parameters
-    )
+    return sum(p.numel() for p in backbone.unet.parameters()) * bits / 8
+
+
+def _lora_parameters(backbone: LatentDiffusion, lora: LoraConfig) -> int:
+    pack = LoRAPack(backbone.unet, lora, 1)
+    pack.detach()
+    return pack.flat.shape[1]
+
+
+def _row_flops(backbone: LatentDiffusion, latents: tuple[int, ...]) -> float:
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        _predict(backbone, 1, latents)
+    return counter.get_total_flops()
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:

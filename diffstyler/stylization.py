@@ -18,7 +18,7 @@ from diffstyler.adapters import LoRALibrary
 from diffstyler.backbones import Backbone, StableDiffusion
 from diffstyler.budget import GIB, PredictPlan, largest_of, plan_predict
 from diffstyler.denoiser import Denoiser
-from diffstyler.forecast import Forecast, forecast
+from diffstyler.forecast import PredictForecast, forecast_predict
 from diffstyler.fusion import FuseLatents, Fusion
 from diffstyler.images import fit_size, load_image, picture_sha256, to_tensor
 from diffstyler.injection import CrossLoRAInjection, Injection
@@ -304,14 +304,16 @@ class Stylizer(lightning.LightningModule):
         self.backbone.save_memory(vae_tiling=self.plan.tiling, offload=self.plan.offload)
         log.info("max_memory %g GiB: %s", gib, self.plan)
 
-    def forecast(self) -> Forecast:
+    def forecast(self) -> PredictForecast:
         """What the run's largest picture costs, before anything is loaded.
 
         Raises:
             ValueError: nothing can be forecast for this model.
         """
         contents = [triple.content for triple in self._data.triples]
-        return forecast(self.backbone, largest_of(contents, self.resolution), self.base_dtype, self.shelf.config)
+        return forecast_predict(
+            self.backbone, largest_of(contents, self.resolution), self.base_dtype, self.shelf.config
+        )
 
     @property
     def styles_at_once(self) -> int:

@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from diffstyler import stylization
 from diffstyler.backbones import StableDiffusion
 from diffstyler.budget import GIB, MemoryBudgetError, PredictPlan, largest_of, plan_fit, plan_predict
-from diffstyler.forecast import AliveBytes, Forecast, Growth, forecast
+from diffstyler.forecast import AliveBytes, FitForecast, Growth, PredictForecast, forecast_fit, forecast_predict
 
 LORA = LoraConfig(r=4, target_modules=["to_q", "to_k", "to_v", "to_out.0"])
 
@@ -29,7 +29,7 @@ def square(resolution: int, multiple: int) -> tuple[int, int]:
 @pytest.mark.parametrize("family", list(FAMILIES))
 def test_what_is_counted_without_data_is_what_is_there(families, family):
     path = str(families[family] / "model")
-    found = forecast(FAMILIES[family](path), square, torch.float32, LORA)
+    found = forecast_predict(FAMILIES[family](path), square, torch.float32, LORA)
     backbone = FAMILIES[family](path).load()
     parts = {"unet": backbone.unet, "vae": backbone.vae, "text": torch.nn.ModuleList(backbone.text_encoders.values())}
     sizes = {name: 4 * sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
@@ -46,56 +46,60 @@ def test_what_is_counted_without_data_is_what_is_there(families, family):
 
 
 def test_checkpointing_and_rows_cost_what_they_should(families):
-    found = forecast(StableDiffusion(str(families["sd1"] / "model")), square, torch.bfloat16, LORA)
-    assert found.training.each > 2 * found.checkpointed.each > found.forward.each > 0
-    assert found.fit_bytes(4, 2, checkpointing=True) < found.fit_bytes(4, 2, checkpointing=False)
-    assert found.fit_bytes(8, 2, checkpointing=False) > found.fit_bytes(4, 2, checkpointing=False)
+    found = forecast_fit(StableDiffusion(str(families["sd1"] / "model")), square, torch.bfloat16, LORA)
+    assert found.training.each > 2 * found.checkpointed.each > 0
+    assert found.bytes(4, 2, checkpointing=True) < found.bytes(4, 2, checkpointing=False)
+    assert found.bytes(8, 2, checkpointing=False) > found.bytes(4, 2, checkpointing=False)
 
 
 def test_a_quantized_base_is_forecast_smaller(families):
     path = str(families["sd1"] / "model")
-    plain, small = (forecast(StableDiffusion(path, quantization=q), square, torch.float32, LORA) for q in (None, "nf4"))
+    plain, small = (
+        forecast_predict(StableDiffusion(path, quantization=q), square, torch.float32, LORA) for q in (None, "nf4")
+    )
     assert small.unet_bytes < plain.unet_bytes / 3
 
 
-def made_up(**changes) -> Forecast:
+def predicting(**changes) -> PredictForecast:
     values = {
         "unet_bytes": 1.0 * GIB,
         "vae_bytes": 0.25 * GIB,
         "text_bytes": 0.25 * GIB,
         "row_flops": 1e12,
         "forward": Growth(0.1 * GIB, 0.1 * GIB),
-        "training": Growth(0.1 * GIB, 1.0 * GIB),
-        "checkpointed": Growth(0.1 * GIB, 0.2 * GIB),
         "decode_bytes": 4 * GIB,
         "lora_parameters": 1000,
     }
-    return Forecast(**{**values, **changes})
+    return PredictForecast(**{**values, **changes})
+
+
+def fitting() -> FitForecast:
+    return FitForecast(1.0 * GIB, 1e12, Growth(0.1 * GIB, 1.0 * GIB), Growth(0.1 * GIB, 0.2 * GIB), 1000)
 
 
 @pytest.mark.parametrize(
     ("gib", "rows", "tiling", "offload"), [(20, 64, False, False), (7, 41, False, False), (5.5, 29, True, False)]
 )
 def test_predict_takes_what_fits(gib, rows, tiling, offload):
-    plan = plan_predict(made_up(), gib * GIB, styles=1)
+    plan = plan_predict(predicting(), gib * GIB, styles=1)
     assert (plan.tiling, plan.offload) == (tiling, offload)
     assert plan.rows == pytest.approx(rows, abs=1)
     assert plan.bytes <= gib * GIB
 
 
 def test_predict_leaves_the_device_last():
-    plan = plan_predict(made_up(decode_bytes=0.1 * GIB, text_bytes=2 * GIB), 2.5 * GIB, styles=1)
+    plan = plan_predict(predicting(decode_bytes=0.1 * GIB, text_bytes=2 * GIB), 2.5 * GIB, styles=1)
     assert plan.offload
     with pytest.raises(MemoryBudgetError, match=r"max_memory 1 GiB: two rows, tiles and offloading still take \d"):
-        plan_predict(made_up(), 1 * GIB, styles=1)
+        plan_predict(predicting(), 1 * GIB, styles=1)
 
 
 @pytest.mark.parametrize(("gib", "slots", "checkpointing"), [(40, 16, False), (4, 2, False), (2, 2, True)])
 def test_fit_takes_what_fits(gib, slots, checkpointing):
-    plan = plan_fit(made_up(), gib * GIB, batch_size=1, slots=16)
+    plan = plan_fit(fitting(), gib * GIB, batch_size=1, slots=16)
     assert (plan.slots, plan.checkpointing) == (slots, checkpointing)
     with pytest.raises(MemoryBudgetError, match="one LoRA with gradient checkpointing still take"):
-        plan_fit(made_up(), 1 * GIB, batch_size=1, slots=16)
+        plan_fit(fitting(), 1 * GIB, batch_size=1, slots=16)
 
 
 def test_the_largest_picture_decides(tmp_path):
