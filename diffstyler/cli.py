@@ -224,7 +224,7 @@ def _lightning_cli(name: str, arguments: list[str], model: type, data: type, sho
         model,
         data,
         run=False,
-        args=arguments,
+        args=_with_presets(arguments),
         save_config_callback=None,
         seed_everything_default=False,
         auto_configure_optimizers=False,
@@ -237,6 +237,19 @@ def _lightning_cli(name: str, arguments: list[str], model: type, data: type, sho
             "enable_progress_bar": name != "fit",  # fit shows one bar over all LoRAs
         },
     )
+
+
+def _with_presets(arguments: list[str]) -> list[str]:
+    """``--config configs/style.yaml`` means the file that ships with the package where there is none here."""
+    from diffstyler.examples import configs_dir
+
+    def found(word: str) -> str:
+        preset = configs_dir() / Path(word).name
+        is_ours = Path(word) == Path("configs") / preset.name and not Path(word).is_file() and preset.is_file()
+        return str(preset) if is_ours else word
+
+    flags = [None, *arguments[:-1]]
+    return [found(word) if flag == "--config" else word for flag, word in zip(flags, arguments, strict=True)]
 
 
 def _telling(name: str, parser: type) -> type:

@@ -175,3 +175,14 @@ def test_inspect_and_export(tmp_path, capsys):
     assert "has NaN or infinite values" in facts["problem"]
     assert cli.main(["export", str(tmp_path / "broken.safetensors"), "--output", str(out)]) == 1
     assert "NaN" in capsys.readouterr().err
+
+
+def test_the_shipped_configs_are_found_from_anywhere(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as caught:
+        main(["predict", "--config", "configs/predict.yaml", "--data.manifest", "m.csv", "--print_config"])
+    assert caught.value.code == 0
+    assert "guidance_scale: 3.0" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as caught:
+        main(["predict", "--config", "configs/nothing.yaml"])
+    assert caught.value.code == 2

@@ -1,6 +1,8 @@
 """Whole pictures with masks: an untouched outside, several styles and intervals, two ways to write them."""
 
+import gc
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,10 +12,12 @@ import torch
 from PIL import Image
 from test_stylization import pixels, row, studio, stylize  # noqa: F401
 
+from diffstyler.forecast import AliveBytes
 from diffstyler.fusion import FuseClean, FuseLatents, FuseNoise
 from diffstyler.images import load_image
 from diffstyler.injection import CrossLoRAInjection
 from diffstyler.manifest import read_manifest
+from diffstyler.sampling import FromContent
 from diffstyler.types import StyleRegion, Triple
 from diffstyler.writer import PredictError
 
@@ -169,3 +173,18 @@ def test_shares_sum_to_one_at_most():
     assert torch.equal(half, a)
     assert [w.item() for w in shares([None, None])] == [0, 1]
     assert shares([]) == []
+
+
+def test_four_styles_take_little_more_memory_than_one(studio, tiny_dir):  # noqa: F811
+    (gold,) = (studio / "loras").glob("gold-*")
+    loras = [shutil.copytree(gold, studio / f"lora{index}") for index in range(4)]
+    boxes = ["0.0,0.0,0.5,0.5", "0.5,0.0,1.0,0.5", "0.0,0.5,0.5,1.0", "0.5,0.5,1.0,1.0"]
+    own = [StyleRegion(lora, mask=f"box: {box}", prompt="a") for lora, box in zip(loras, boxes, strict=True)]
+    peaks = {}
+    for count in (1, 4):
+        triple = Triple(f"{count} styles", studio / "photo.png", tuple(own[:count]))
+        gc.collect()
+        with AliveBytes() as alive:
+            stylize(studio, tiny_dir, triple, out=str(count), rows_per_call=9, initial=FromContent())
+        peaks[count] = alive.peak
+    assert peaks[1] < peaks[4] < 1.3 * peaks[1]
