@@ -197,10 +197,21 @@ def _predict_cli(arguments: list[str]):  # noqa: ANN202
     from diffstyler.data import PredictData
     from diffstyler.stylization import Stylizer
 
-    return _lightning_cli("predict", arguments, Stylizer, PredictData, ("lora_dir", "output_dir"))
+    return _lightning_cli("predict", arguments, Stylizer, PredictData, ("lora_dir", "output_dir"), **_on_slurm())
 
 
-def _lightning_cli(name: str, arguments: list[str], model: type, data: type, shortcuts: tuple[str, ...]):  # noqa: ANN202
+def _on_slurm() -> dict:
+    """predict is its own way of going on: what is made is there. Lightning would look for a checkpoint of fit's."""
+    from lightning.pytorch.plugins.environments import SLURMEnvironment
+
+    place = f"{SLURMEnvironment.__module__}.{SLURMEnvironment.__qualname__}"
+    plugin = {"class_path": place, "init_args": {"auto_requeue": False}}
+    return {"plugins": [plugin]} if SLURMEnvironment.detect() else {}
+
+
+def _lightning_cli(  # noqa: ANN202
+    name: str, arguments: list[str], model: type, data: type, shortcuts: tuple[str, ...], **trainer_defaults: object
+):
     """LightningCLI for one command; each shortcut is a top-level name for ``model.<shortcut>``."""
     from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
@@ -235,6 +246,7 @@ def _lightning_cli(name: str, arguments: list[str], model: type, data: type, sho
             "enable_checkpointing": False,
             "enable_model_summary": False,
             "enable_progress_bar": name != "fit",  # fit shows one bar over all LoRAs
+            **trainer_defaults,
         },
     )
 

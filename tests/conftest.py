@@ -12,7 +12,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from diffstyler.backbones import StableDiffusion
 from diffstyler.backbones.source import EMBEDDED
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # the models are tiny, and tests run side by side
 
 
 @pytest.fixture(scope="session")

@@ -190,3 +190,15 @@ def test_the_shipped_configs_are_found_from_anywhere(tmp_path, monkeypatch, caps
     with pytest.raises(SystemExit) as caught:
         cli.main(["predict", "--config", "configs/nothing.yaml"])
     assert caught.value.code == 2
+
+
+@pytest.mark.parametrize(("command", "requeues"), [("predict", False), ("fit", True)])
+def test_on_slurm_only_fit_goes_on_from_a_checkpoint(command, requeues, monkeypatch, capsys):
+    monkeypatch.setenv("SLURM_NTASKS", "1")
+    monkeypatch.setenv("SLURM_JOB_NAME", "farm")
+    with pytest.raises(SystemExit):
+        cli.main([command, "--data.manifest", "m.csv", "--print_config"])
+    settings = yaml.safe_load(capsys.readouterr().out)
+    plugins = settings["trainer"]["plugins"] or []
+    assert all(plugin["init_args"]["auto_requeue"] is False for plugin in plugins)
+    assert bool(plugins) is not requeues

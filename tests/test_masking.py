@@ -177,7 +177,7 @@ def test_recorded_attention_is_what_the_layer_computes(tiny):
 def test_attention_masker_takes_only_the_phrase_and_leaves_articles(tiny):
     masker = AttentionMasker(template="a photo of {phrase}, painted")
     masker.setup(tiny)
-    ids = tiny.tokenizer("a photo of the red tree, painted").input_ids
+    ids = tiny.tokenizers[0]("a photo of the red tree, painted").input_ids
     found = [ids[place] for place in masker._tokens("the red tree")]
     assert found == [*tiny.token_ids("red"), *tiny.token_ids("tree")]
     assert [ids[place] for place in masker._tokens("the")] == tiny.token_ids("the")

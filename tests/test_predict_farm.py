@@ -33,7 +33,7 @@ def test_every_row_is_one_ranks_and_contents_stay_together(ranks):
 
 def test_a_style_that_serves_several_contents_is_read_once(studio, tiny_dir, monkeypatch):  # noqa: F811
     read, real = [], lookup.read_lora
-    monkeypatch.setattr(lookup, "read_lora", lambda path: read.append(path) or real(path))
+    monkeypatch.setattr(lookup, "read_lora", lambda path, **how: read.append(path) or real(path, **how))
     stylize(
         studio,
         tiny_dir,
