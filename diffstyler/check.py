@@ -55,10 +55,10 @@ def check_fit(finetuner: LoRAFinetuner, data: FitData, trainer: lightning.Traine
         yield _attempt("memory", lambda: _fit_memory(finetuner, forecast, device))
         steps = [job.steps for job in finetuner.farm.waiting]
         mean = sum(steps) / len(steps) if steps else trainer.max_steps
-        speed = _speed(device, finetuner.backbone_dtype)
+        speed, guess = _speed(device, finetuner.backbone_dtype)
         seconds = forecast.flops(1, finetuner.batch_size) * mean / speed
         left = f"; {_duration(seconds * len(steps))} for the {len(steps)} that are left" if steps else ""
-        yield Finding("time", f"{_pace(seconds, 'LoRA')}{left} ({_rate_text(speed)})")
+        yield Finding("time", f"{_pace(seconds, 'LoRA')}{left} ({guess})")
 
     yield from _group("forecast", cost)
 
@@ -90,12 +90,12 @@ def check_predict(stylizer: Stylizer, data: PredictData, trainer: lightning.Trai
         yield _attempt("memory", lambda: _predict_memory(stylizer, forecast, device))
         counts = [unet_rows(stylizer, triple) for triple in data.triples]
         mean = sum(counts) / len(counts)
-        speed = _speed(device, stylizer.base_dtype)
+        speed, guess = _speed(device, stylizer.base_dtype)
         seconds = mean * forecast.row_flops / speed
         whole = _duration(seconds * len(counts))
         yield Finding(
             "time",
-            f"{mean:.0f} UNet rows a picture: {_pace(seconds, 'picture')}; {whole} in all ({_rate_text(speed)})",
+            f"{mean:.0f} UNet rows a picture: {_pace(seconds, 'picture')}; {whole} in all ({guess})",
         )
 
     yield from _group("forecast", cost)
@@ -193,12 +193,10 @@ def _ceiling(gib: float | None, device: torch.device) -> float:
     return min(_free(device), math.inf if gib is None else gib * GIB)
 
 
-def _speed(device: torch.device, dtype: torch.dtype) -> float:
-    return EFFICIENCY * matrix_rate(device, dtype)
-
-
-def _rate_text(speed: float) -> str:
-    return f"at {EFFICIENCY:.0%} of this device's {speed / EFFICIENCY / 1e12:.2f} TFLOP/s"
+def _speed(device: torch.device, dtype: torch.dtype) -> tuple[float, str]:
+    """Operations a second that a UNet may reach here, and how that was guessed."""
+    rate, share = matrix_rate(device, dtype), EFFICIENCY.get(device.type, EFFICIENCY["cpu"])
+    return share * rate, f"at {share:.0%} of this device's {rate / 1e12:.2f} TFLOP/s"
 
 
 def _pace(seconds: float, what: str) -> str:

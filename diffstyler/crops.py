@@ -12,6 +12,8 @@ from diffstyler.images import fit_size, load_image, to_tensor
 
 MIN_SHARE = 0.5  # a crop holds at least this share of the mask that the picture holds on average
 MAX_TRIES = 50  # for each crop
+ROWS_A_CROP = 10  # encoding a crop costs about as much as half a training row
+MOST_CROPS = 16
 
 
 @dataclass(frozen=True)
@@ -21,13 +23,14 @@ class Crops:
     Args:
         resolution: short side, in pixels, that the picture is brought to; None = the model's.
         crop_size: side of the square crops, in pixels; None = ``resolution``.
-        count: how many different crops are encoded; each training row is one of them.
+        count: how many different crops are encoded; each training row is one of them. None = one for every ten rows of
+            the fit, at most 16.
         flip: mirror every second crop.
     """
 
     resolution: int | None = None
     crop_size: int | None = None
-    count: int = 16
+    count: int | None = None
     flip: bool = True
 
     def __post_init__(self) -> None:
@@ -35,6 +38,10 @@ class Crops:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"crops.{name}: expected a positive number, got {value}")
+
+    def settled(self, rows: int) -> Crops:
+        """The same for a fit of so many training rows, its ``count`` a number."""
+        return replace(self, count=self.count or min(max(rows // ROWS_A_CROP, 1), MOST_CROPS))
 
     def side(self, resolution: int, multiple: int) -> int:
         """Of the crops, in pixels: the same for every picture. Arguments as in :meth:`FitPicture.crops`."""
@@ -113,12 +120,13 @@ class FitPicture:
             mask = functional.interpolate(mask[None, None], pixels.shape[1:], mode="area")[0]
             pixels = torch.cat([pixels, mask])
         crops: list[torch.Tensor] = []
-        for _ in range(MAX_TRIES * settings.count):
+        count = settings.count or MOST_CROPS
+        for _ in range(MAX_TRIES * count):
             y, x = (_randint(length - side + 1, generator) for length in pixels.shape[1:])
             crop = pixels[:, y : y + side, x : x + side]
             if mask is None or crop[3].mean() >= MIN_SHARE * mask.mean():
                 crops.append(crop.flip(-1) if settings.flip and len(crops) % 2 else crop)
-            if len(crops) == settings.count:
+            if len(crops) == count:
                 break
         assert crops, "some place holds at least the mean"
         return torch.stack(crops)

@@ -24,7 +24,7 @@ from diffstyler.adapters import FittedLoRA, LoRALibrary, LoRAPack, Rows, by_part
 from diffstyler.backbones import Backbone, StableDiffusion
 from diffstyler.budget import GIB, plan_fit
 from diffstyler.capacity import WIDTHS, free_memory, optimizer_memory, step_memory, widest_pack
-from diffstyler.crops import Crops, FitPicture
+from diffstyler.crops import MOST_CROPS, Crops, FitPicture
 from diffstyler.denoiser import one_thread
 from diffstyler.early_stop import EarlyStop
 from diffstyler.farm import Farm
@@ -62,6 +62,10 @@ BASE_DTYPES = {
     "bf16-mixed": torch.bfloat16,
     "16-mixed": torch.float16,
 }
+
+
+#: DDIM steps of a preview, and the shortest LoRA that gets one unasked
+PREVIEW_STEPS, PREVIEWED_STEPS = 8, 50
 
 
 class FitError(RuntimeError):
@@ -119,7 +123,7 @@ class LoRAFinetuner(lightning.LightningModule):
         checkpoint_every: steps between saved states; a killed run repeats at most so many.
         masker: finds the part of a picture that is to be learned, where one is asked for.
         preview_steps: DDIM steps, without guidance, of the picture drawn from the prompt when a LoRA is done; 0 = no
-            preview.
+            preview; None = 8, and no preview of a LoRA of fewer than 50 steps.
     """
 
     def __init__(
@@ -142,7 +146,7 @@ class LoRAFinetuner(lightning.LightningModule):
         max_memory: float | None = None,
         checkpoint_every: int = 50,
         masker: Masker | None = None,
-        preview_steps: int = 8,
+        preview_steps: int | None = None,
     ) -> None:
         super().__init__()
         for name, value in {"rank": rank, "batch_size": batch_size, "checkpoint_every": checkpoint_every}.items():
@@ -517,12 +521,15 @@ class LoRAFinetuner(lightning.LightningModule):
             self._release(slot)
 
     def _previews(self, slots: Sequence[Slot]) -> Sequence[Image.Image | None]:
-        if not self.preview_steps or not slots:
+        worth = [slot for slot in slots if self.preview_steps or slot.job.steps >= PREVIEWED_STEPS]
+        if self.preview_steps == 0 or not worth:
             return [None] * len(slots)
-        prompts = self._own_prompts(slots) if self.text_encoder_targets else [slot.prompt for slot in slots]
-        drawn = draw_samples(self.backbone, self.pack, slots, prompts, self.preview_steps, exact=self._deterministic)
+        prompts = self._own_prompts(worth) if self.text_encoder_targets else [slot.prompt for slot in worth]
+        steps = self.preview_steps or PREVIEW_STEPS
+        drawn = draw_samples(self.backbone, self.pack, worth, prompts, steps, exact=self._deterministic)
         self._park_encoders()
-        return drawn
+        by_slot = {slot.index: picture for slot, picture in zip(worth, drawn, strict=True)}
+        return [by_slot.get(slot.index) for slot in slots]
 
     @torch.no_grad()
     def _own_prompts(self, slots: Sequence[Slot]) -> list[PromptEmbeds]:
@@ -625,7 +632,7 @@ class LoRAFinetuner(lightning.LightningModule):
         with pack.rows(Rows(None)):
             step = step_memory(forward, self.backbone.parameters(), self.device)
         pack.detach()
-        crops = self._data.crops.count * latents.numel() * latents.element_size()
+        crops = MOST_CROPS * latents.numel() * latents.element_size()
         return step + optimizer_memory(self.optimizer_factory, pack.flat.detach()[0]) + crops
 
     def _busy(self) -> Iterator[Slot]:

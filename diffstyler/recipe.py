@@ -56,7 +56,7 @@ class Recipe:
             self._config(picture),
             picture.learning_rate,
             picture.gradient_clip or self.gradient_clip,
-            picture.own_crops(self.crops),
+            self._crops(picture),
             self.early_stop,
         )
 
@@ -72,7 +72,7 @@ class Recipe:
             "alpha": config.lora_alpha,
             "target_modules": sorted(config.target_modules or ()),
             **({"text_encoder_targets": sorted(self.text_encoder_targets)} if self.text_encoder_targets else {}),
-            "crops": asdict(picture.own_crops(self.crops)),
+            "crops": asdict(self._crops(picture)),
             "loss": _describe(self.loss),
             **self._optimizer_settings(picture.learning_rate),
             "gradient_clip": picture.gradient_clip or self.gradient_clip,
@@ -85,6 +85,9 @@ class Recipe:
 
     def _steps(self, picture: FitPicture) -> int:
         return picture.steps or self.max_steps
+
+    def _crops(self, picture: FitPicture) -> Crops:
+        return picture.own_crops(self.crops).settled(self._steps(picture) * self.batch_size)
 
     def _config(self, picture: FitPicture) -> LoraConfig:
         rank = picture.rank or self.lora_config.r

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import statistics
 import tempfile
 import time
 import warnings
@@ -68,9 +69,9 @@ def main() -> None:
     print(", ".join(facts), f"{flops / 1e12:.3f} TFLOP a step\n", sep=", ")
     columns = ("", "ms a step", "adapter-steps/s", "LoRAs an hour", "peak memory", "of the matrix rate")
     print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
-    baseline = line("peft, one at a time", 1, peft_loop(backbone, options, device), flops, rate, device)
     for compiled in (False, True) if options.compile else (False,):
-        for width in options.packs:
+        for width in options.packs:  # each beside a peft loop of its own: a machine's speed drifts
+            baseline = line("peft, one at a time", 1, peft_loop(backbone, options, device), flops, rate, device)
             label = f"diffstyler, {width} at once{', compiled' if compiled else ''}"
             seconds = packed(backbone, width, options, device, compiled)
             speed = line(label, width, seconds, flops, rate, device)
@@ -87,7 +88,7 @@ def line(label: str, width: int, seconds: float, flops: float, rate: float, devi
 
 
 def peft_loop(backbone: Backbone, options: argparse.Namespace, device: torch.device) -> float:
-    """Seconds a step of one adapter added by diffusers and peft, with AdamW and autocast."""
+    """Seconds a step (the median) of one adapter added by diffusers and peft, with AdamW and autocast."""
     unet: Any = backbone.unet
     unet.add_adapter(LoraConfig(r=options.rank, lora_alpha=options.rank, target_modules=list(ATTENTION)), "bench")
     parameters = [p for p in unet.parameters() if p.requires_grad]
@@ -115,28 +116,25 @@ def peft_loop(backbone: Backbone, options: argparse.Namespace, device: torch.dev
         loss.item()  # as the example scripts do for their progress bar
 
     reset(device)
-    for _ in range(options.warmup):
+    clock = Clock(options.warmup, options.steps, device)
+    for index in range(options.warmup + options.steps):
+        clock.begin()
         step()
-    wait(device)
-    began = time.perf_counter()
-    for _ in range(options.steps):
-        step()
-    wait(device)
-    seconds = (time.perf_counter() - began) / options.steps
+        clock.end(index)
     unet.eval()
     unet.unload_lora()
     unet.requires_grad_(False)
-    return seconds
+    return clock.median
 
 
 def packed(backbone: Backbone, width: int, options: argparse.Namespace, device: torch.device, compiled: bool) -> float:
-    """Seconds a step of diffstyler's own fit, through its Trainer, with ``width`` LoRAs at once."""
+    """Seconds a step (the median) of diffstyler's own fit, through its Trainer, with ``width`` LoRAs at once."""
     clock = Clock(options.warmup, options.steps, device)
     more = {"compile": True} if compiled else {}
     reset(device)
     steps = options.warmup + options.steps + 1
     fit(LoRAFinetuner, backbone, width, width, steps, options, [clock], Crops(count=2), preview_steps=0, **more)
-    return clock.seconds
+    return clock.median
 
 
 def fit(
@@ -226,15 +224,26 @@ class Clock(lightning.Callback):
 
     def __init__(self, warmup: int, steps: int, device: torch.device) -> None:
         self.warmup, self.steps, self.device = warmup, steps, device
-        self.began = self.seconds = 0.0
+        self.began, self.seconds = 0.0, list[float]()
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.seconds)
+
+    def begin(self) -> None:
+        wait(self.device)
+        self.began = time.perf_counter()
+
+    def end(self, index: int) -> None:
+        wait(self.device)
+        if self.warmup <= index < self.warmup + self.steps:
+            self.seconds.append(time.perf_counter() - self.began)
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: int, batch_idx: int) -> None:
-        if batch_idx == self.warmup:
-            wait(self.device)
-            self.began = time.perf_counter()
-        if batch_idx == self.warmup + self.steps:
-            wait(self.device)
-            self.seconds = (time.perf_counter() - self.began) / self.steps
+        self.begin()
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: int, batch_idx: int) -> None:
+        self.end(batch_idx)
 
 
 @contextmanager
