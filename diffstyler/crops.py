@@ -12,7 +12,7 @@ from diffstyler.images import fit_size, load_image, to_tensor
 
 MIN_SHARE = 0.5  # a crop holds at least this share of the mask that the picture holds on average
 MAX_TRIES = 50  # for each crop
-ROWS_A_CROP = 10  # encoding a crop costs about as much as half a training row
+ROWS_A_CROP = 20  # encoding a crop costs about half as much as training on it once
 MOST_CROPS = 16
 
 
@@ -23,7 +23,7 @@ class Crops:
     Args:
         resolution: short side, in pixels, that the picture is brought to; None = the model's.
         crop_size: side of the square crops, in pixels; None = ``resolution``.
-        count: how many different crops are encoded; each training row is one of them. None = one for every ten rows of
+        count: how many different crops are encoded; each training row is one of them. None = one for every twenty rows of
             the fit, at most 16.
         flip: mirror every second crop.
     """

@@ -26,6 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from diffstyler.adapters import LoRAPack, Rows
 from diffstyler.backbones import Backbone
 from diffstyler.backbones.latent_diffusion import LatentDiffusion
+from diffstyler.backbones.quantization import quantizable
 
 #: what allocators and kernels take besides the tensors
 MARGIN = 1.2
@@ -169,8 +170,11 @@ def _outlined(backbone: Backbone, size: Size, dtype: torch.dtype) -> Iterator[tu
 
 
 def _unet_bytes(backbone: LatentDiffusion, dtype: torch.dtype) -> float:
-    bits = 8 * dtype.itemsize if backbone.quantization is None else QUANTIZED_BITS[backbone.quantization]
-    return sum(p.numel() for p in backbone.unet.parameters()) * bits / 8
+    total = sum(p.numel() for p in backbone.unet.parameters())
+    if backbone.quantization is None:
+        return total * dtype.itemsize
+    fewer = sum(layer.weight.numel() for layer in quantizable(backbone.unet).values())
+    return (total - fewer) * dtype.itemsize + fewer * QUANTIZED_BITS[backbone.quantization] / 8
 
 
 def _lora_parameters(backbone: LatentDiffusion, lora: LoraConfig) -> int:

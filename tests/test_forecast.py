@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from diffstyler import stylization
 from diffstyler.backbones import StableDiffusion
+from diffstyler.backbones.quantization import quantizable
 from diffstyler.budget import GIB, MemoryBudgetError, PredictPlan, largest_of, plan_fit, plan_predict
 from diffstyler.forecast import AliveBytes, FitForecast, Growth, PredictForecast, forecast_fit, forecast_predict
 
@@ -52,12 +53,14 @@ def test_checkpointing_and_rows_cost_what_they_should(families):
     assert found.bytes(8, 2, checkpointing=False) > found.bytes(4, 2, checkpointing=False)
 
 
-def test_a_quantized_base_is_forecast_smaller(families):
+@pytest.mark.parametrize(("kind", "bytes_each"), [("nf4", 4.5 / 8), ("int8", 8.1 / 8)])
+def test_a_quantized_base_is_forecast_smaller_where_it_is_quantized(families, kind, bytes_each):
     path = str(families["sd1"] / "model")
-    plain, small = (
-        forecast_predict(StableDiffusion(path, quantization=q), square, torch.float32, LORA) for q in (None, "nf4")
-    )
-    assert small.unet_bytes < plain.unet_bytes / 3
+    models = (StableDiffusion(path, quantization=chosen) for chosen in (None, kind))
+    plain, small = (forecast_predict(model, square, torch.float32, LORA).unet_bytes for model in models)
+    layers = quantizable(StableDiffusion(path).load().unet).values()
+    assert layers
+    assert plain - small == pytest.approx(sum(layer.weight.numel() for layer in layers) * (4 - bytes_each))
 
 
 def predicting(**changes) -> PredictForecast:

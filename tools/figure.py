@@ -25,23 +25,27 @@ def main() -> None:
     parser.add_argument(
         "--styles", nargs="*", default=["impasto", "mosaic"], help="columns (file names without suffix)"
     )
+    parser.add_argument("--beside", type=Path, help="another output_dir; its results stand beside their twins")
     parser.add_argument("--side", type=int, default=288, help="of a picture on the sheet, in pixels")
     arguments = parser.parse_args()
     made = [json.loads(file.read_text()) for file in sorted(arguments.folder.glob("*.json"))]
     whole = [m for m in made if len(m["regions"]) == 1 and "mask_file" not in m["regions"][0]]
-    write(whole_pictures(arguments.folder, whole, arguments.styles), arguments.sheet, arguments.side)
+    folders = [arguments.folder, *([arguments.beside] if arguments.beside else [])]
+    write(whole_pictures(folders, whole, arguments.styles), arguments.sheet, arguments.side)
     if arguments.localized:
         rows = [localized(arguments.folder, m) for m in made if m not in whole]
         write(rows, arguments.localized, arguments.side)
 
 
-def whole_pictures(folder: Path, made: Sequence[dict], styles: Sequence[str]) -> list[list[Path | None]]:
-    """A row of style pictures, then a row for each content: it, and its result in each style."""
+def whole_pictures(folders: Sequence[Path], made: Sequence[dict], styles: Sequence[str]) -> list[list[Path | None]]:
+    """A row of style pictures, then a row for each content: it, and its result in each style, from each folder."""
     pictures = {Path(m["regions"][0]["style"]["path"]).stem: Path(m["regions"][0]["style"]["path"]) for m in made}
     results = {(m["content"]["path"], Path(m["regions"][0]["style"]["path"]).stem): m["result"] for m in made}
     contents = sorted({content for content, style in results if style in styles})
-    rows: list[list[Path | None]] = [[None, *(pictures[name] for name in styles)]]
-    return rows + [[Path(content), *(folder / results[content, name] for name in styles)] for content in contents]
+    rows: list[list[Path | None]] = [[None, *(pictures[name] for name in styles for _ in folders)]]
+    for content in contents:
+        rows.append([Path(content), *(folder / results[content, name] for name in styles for folder in folders)])
+    return rows
 
 
 def localized(folder: Path, made: dict) -> list[Path | None]:

@@ -47,15 +47,20 @@ def quantize(model: nn.Module, kind: Quantization, dtype: torch.dtype) -> int:
         return _with(bnb.Linear8bitLt(1, 1, has_fp16_weights=False), layer, weight)
 
     make: Callable[[nn.Linear], nn.Linear] = {"nf4": nf4, "int8": int8}[kind]
-    layers = [
-        (name, module)
-        for name, module in model.named_modules()
-        if ".attentions." in name and type(module) is nn.Linear and module.in_features % BLOCK == 0
-    ]
-    for name, layer in layers:
+    layers = quantizable(model)
+    for name, layer in layers.items():
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, make(layer))
     return len(layers)
+
+
+def quantizable(model: nn.Module) -> dict[str, nn.Linear]:
+    """The layers that :func:`quantize` replaces, by name."""
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if ".attentions." in name and type(module) is nn.Linear and module.in_features % BLOCK == 0
+    }
 
 
 def _with(new: nn.Linear, old: nn.Linear, weight: nn.Parameter) -> nn.Linear:
