@@ -23,8 +23,8 @@ class Crops:
     Args:
         resolution: short side, in pixels, that the picture is brought to; None = the model's.
         crop_size: side of the square crops, in pixels; None = ``resolution``.
-        count: how many different crops are encoded; each training row is one of them. None = one for every twenty rows of
-            the fit, at most 16.
+        count: how many different crops are encoded; each training row is one of them. None = one for every twenty
+            rows of the fit, at most 16.
         flip: mirror every second crop.
     """
 
