@@ -130,7 +130,7 @@ class Farm:
         """Give a claimed job up: no process of this run tries it again."""
         identity = job.identity
         self.failures.add(Failure(identity.key, identity.role, str(job.picture.path), reason))
-        self.library.state_file(identity).unlink(missing_ok=True)
+        self.library.forget_state(identity)
         self._unlock(job)
 
     def failed(self) -> list[Failure]:

@@ -55,9 +55,13 @@ def test_publishing_ends_the_unfinished_state(library):
     state = library.state_file(IDENTITY)
     state.parent.mkdir(parents=True)
     state.write_text("state")
+    left_by_a_killed_process = state.with_name(f".{state.name}.0123abcd.tmp")
+    left_by_a_killed_process.write_text("half a state")
+    anothers = state.with_name(".ffff.pt.0123abcd.tmp")
+    anothers.write_text("half a state")
     assert library.entries() == []
     library.publish(IDENTITY, write)
-    assert not state.exists()
+    assert list(state.parent.iterdir()) == [anothers]
 
 
 @pytest.mark.parametrize(

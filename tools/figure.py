@@ -29,12 +29,18 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=288, help="of a picture on the sheet, in pixels")
     arguments = parser.parse_args()
     made = [json.loads(file.read_text()) for file in sorted(arguments.folder.glob("*.json"))]
-    whole = [m for m in made if len(m["regions"]) == 1 and "mask_file" not in m["regions"][0]]
+    whole = [m for m in made if is_whole(m)]
     folders = [arguments.folder, *([arguments.beside] if arguments.beside else [])]
+    whole = [m for m in whole if all((folder / m["result"]).is_file() for folder in folders)]
     write(whole_pictures(folders, whole, arguments.styles), arguments.sheet, arguments.side)
     if arguments.localized:
-        rows = [localized(arguments.folder, m) for m in made if m not in whole]
+        rows = [localized(arguments.folder, m) for m in made if not is_whole(m)]
         write(rows, arguments.localized, arguments.side)
+
+
+def is_whole(made: dict) -> bool:
+    """One style for the whole picture, from beginning to end."""
+    return len(made["regions"]) == 1 and "mask_file" not in made["regions"][0]
 
 
 def whole_pictures(folders: Sequence[Path], made: Sequence[dict], styles: Sequence[str]) -> list[list[Path | None]]:

@@ -120,8 +120,14 @@ class LoRALibrary:
             shutil.rmtree(partial)
         else:
             partial.replace(folder)
-        self.state_file(identity).unlink(missing_ok=True)
+        self.forget_state(identity)
         return FittedLoRA(folder, identity, tuple(history), steps_taken)
+
+    def forget_state(self, identity: LoRAIdentity) -> None:
+        """Remove the unfinished LoRA's state, and what a process left that was killed while it wrote one."""
+        state = self.state_file(identity)
+        for file in (state, *state.parent.glob(f".{state.name}.*.tmp")):
+            file.unlink(missing_ok=True)
 
 
 def read_record(folder: Path) -> FittedLoRA:
