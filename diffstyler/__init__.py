@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from diffstyler.api import fit, stylize
     from diffstyler.backbones import StableDiffusion
-    from diffstyler.data import FitData, PredictData
-    from diffstyler.finetuning import LoRAFinetuner
-    from diffstyler.stylization import Stylizer
+    from diffstyler.fit.data import FitData
+    from diffstyler.fit.finetuner import LoRAFinetuner
+    from diffstyler.predict.data import PredictData
+    from diffstyler.predict.stylizer import Stylizer
 
 __all__ = ["FitData", "LoRAFinetuner", "PredictData", "StableDiffusion", "Stylizer", "fit", "stylize"]
 
@@ -21,10 +22,10 @@ _HOMES = {
     "fit": "api",
     "stylize": "api",
     "StableDiffusion": "backbones",
-    "FitData": "data",
-    "PredictData": "data",
-    "LoRAFinetuner": "finetuning",
-    "Stylizer": "stylization",
+    "FitData": "fit.data",
+    "PredictData": "predict.data",
+    "LoRAFinetuner": "fit.finetuner",
+    "Stylizer": "predict.stylizer",
 }
 
 

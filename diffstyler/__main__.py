@@ -2,6 +2,6 @@
 
 import sys
 
-from diffstyler.cli import main
+from diffstyler.cli.main import main
 
 sys.exit(main())

@@ -14,10 +14,11 @@ from PIL import Image
 
 from diffstyler.adapters import FittedLoRA
 from diffstyler.chatter import LIBRARY_CHATTER
-from diffstyler.data import FitData, PredictData
-from diffstyler.finetuning import LoRAFinetuner
+from diffstyler.fit.data import FitData
+from diffstyler.fit.finetuner import LoRAFinetuner
 from diffstyler.images import load_image
-from diffstyler.stylization import Stylizer
+from diffstyler.predict.data import PredictData
+from diffstyler.predict.stylizer import Stylizer
 from diffstyler.types import StyleRegion, Triple
 
 

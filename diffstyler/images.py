@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import logging
-import os
-import secrets
 import warnings
 from pathlib import Path
 
@@ -14,10 +12,17 @@ import numpy as np
 import torch
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
+from diffstyler.files import atomic_write
+
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF")
+
+
 MAX_ASPECT = 4  # beyond it the models repeat their subject along the long side
 
+
 _EXPECTED = f"expected a picture ({', '.join(FORMATS[:-1])} or {FORMATS[-1]})"
+
+
 _log = logging.getLogger(__name__)
 
 
@@ -78,29 +83,6 @@ def save_image(image: Image.Image, path: Path) -> None:
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     atomic_write(path, buffer.getvalue())
-
-
-def atomic_write(path: Path, data: bytes) -> None:
-    """Put ``data`` at ``path``: whoever reads it sees the old file or the new one, never a part, even after a crash."""
-    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with beside.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of the bytes of a file, as 64 hexadecimal digits."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def picture_sha256(image: Image.Image) -> str:

@@ -6,11 +6,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from diffusers import DDIMScheduler, StableDiffusionPipeline
+from peft import LoraConfig
+from PIL import Image
+from tiny_models import tiny_text_encoder, tiny_unet, tiny_vae
+from transformers import CLIPTokenizer
 
+from diffstyler.adapters import LoRAIdentity, LoRALibrary, save_lora
 from diffstyler.backbones import StableDiffusion
 from diffstyler.backbones.source import EMBEDDED
+from diffstyler.images import load_image, picture_sha256
 
 torch.set_num_threads(1)  # the models are tiny, and tests run side by side
 
@@ -54,7 +59,7 @@ def tiny(tiny_dir: Path) -> StableDiffusion:
 @pytest.fixture(scope="session")
 def families(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A folder for each family (sd1, sd2, sdxl): ``model``, a diffusers directory, and ``model.safetensors``."""
-    from families import FAMILIES, save_original, tiny_pipeline
+    from tiny_models import FAMILIES, save_original, tiny_pipeline
 
     folders = {}
     for family in FAMILIES:
@@ -70,42 +75,38 @@ def _loaded(folder: Path) -> StableDiffusion:
     return StableDiffusion(str(folder)).load()
 
 
-def tiny_unet() -> UNet2DConditionModel:
-    unet = UNet2DConditionModel(
-        sample_size=8,
-        block_out_channels=(32, 32, 64, 64),
-        layers_per_block=2,
-        down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
-        up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
-        cross_attention_dim=32,
-        attention_head_dim=4,
-        norm_num_groups=16,
-    )
-    for name, parameter in unet.named_parameters():
-        if ".attn" in name and parameter.dim() == 2:  # as initialized, text and attention would hardly matter
-            parameter.data.mul_(3)
-    return unet
+RANK = 4
 
 
-def tiny_vae() -> AutoencoderKL:
-    return AutoencoderKL(
-        block_out_channels=(16, 16, 32, 32),
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        norm_num_groups=8,
-    )
+@pytest.fixture
+def studio(tmp_path: Path, tiny_dir: Path) -> Path:
+    """A folder with two photographs, two style pictures, and a library with random LoRAs for all of them."""
+    generator = torch.Generator().manual_seed(0)
+    for name, size in {"photo": (72, 64), "tall": (64, 88), "gold": (64, 64), "tomato": (64, 64)}.items():
+        small = torch.randint(256, (8, 8, 3), generator=generator, dtype=torch.uint8)
+        Image.fromarray(small.numpy()).resize(size).save(tmp_path / f"{name}.png")
+    backbone = StableDiffusion(str(tiny_dir)).load()
+    config = LoraConfig(r=RANK, lora_alpha=RANK, target_modules=["to_q", "to_k", "to_v", "to_out.0"])
+    library = LoRALibrary(tmp_path / "loras")
+    for name, role in {"gold": "style", "tomato": "style", "photo": "content"}.items():
+        state = {}
+        for path, module in backbone.unet.named_modules():
+            if path.endswith(("to_q", "to_k", "to_v", "to_out.0")):
+                state[f"{path}.lora_A.weight"] = torch.randn(RANK, module.in_features, generator=generator) * 0.3
+                state[f"{path}.lora_B.weight"] = torch.randn(module.out_features, RANK, generator=generator) * 0.3
+        sha256 = picture_sha256(load_image(tmp_path / f"{name}.png"))
+        identity = LoRAIdentity(role, name, sha256, backbone.fingerprint(), {"prompt": f"painting of {name}"})
+        library.publish(identity, lambda folder, state=state: save_lora(folder, state, config))
+    return tmp_path
 
 
-def tiny_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
-    config = CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=tokenizer.model_max_length,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    return CLIPTextModel(config)
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    generator = torch.Generator().manual_seed(0)
+    paths = []
+    for name in ("red", "green", "blue"):
+        small = torch.randint(256, (8, 9, 3), generator=generator, dtype=torch.uint8)
+        path = tmp_path_factory.getbasetemp() / f"{name}.png"
+        Image.fromarray(small.numpy()).resize((72, 64), Image.Resampling.NEAREST).save(path)
+        paths.append(path)
+    return paths

@@ -7,17 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from diffstyler.images import (
-    ImageError,
-    atomic_write,
-    file_sha256,
-    fit_size,
-    load_image,
-    picture_sha256,
-    save_image,
-    to_image,
-    to_tensor,
-)
+from diffstyler.files import atomic_write, file_sha256
+from diffstyler.images import ImageError, fit_size, load_image, picture_sha256, save_image, to_image, to_tensor
 
 HEIGHT, WIDTH = 24, 40
 

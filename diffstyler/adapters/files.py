@@ -15,7 +15,7 @@ from peft import LoraConfig
 from peft.utils.other import get_pattern_key
 from safetensors import SafetensorError, safe_open
 
-from diffstyler.adapters.formats import Place, other_method, place_of, with_text_model
+from diffstyler.adapters.dialects import Place, other_method, place_of, with_text_model
 
 WEIGHTS_NAME = "pytorch_lora_weights.safetensors"
 PEFT_NAME = "adapter_model.safetensors"

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch
 
+from diffstyler.adapters.dialects import other_method
 from diffstyler.adapters.files import PREDICTION_KEY, Contents, LoRAFileError, read_contents, read_lora
-from diffstyler.adapters.formats import other_method
 from diffstyler.adapters.library import RECORD_NAME
 
 #: width of the text embeddings that cross-attention reads -> family

@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import save
 
+from diffstyler.adapters.dialects import kohya_name
 from diffstyler.adapters.files import PREDICTION_KEY, LoRA, LoRAFileError, State, read_lora, sort_metadata
-from diffstyler.adapters.formats import kohya_name
-from diffstyler.images import atomic_write
+from diffstyler.files import atomic_write
 
 
 @dataclass(frozen=True)

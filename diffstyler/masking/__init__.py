@@ -3,7 +3,7 @@
 from diffstyler.masking.attention import AttentionMasker
 from diffstyler.masking.base import Masker, NothingFoundError
 from diffstyler.masking.fastsam import FastSAMMasker
-from diffstyler.masking.regions import check_masks, check_prompt, find_masks
+from diffstyler.masking.find import check_masks, check_prompt, find_masks
 
 __all__ = [
     "AttentionMasker",

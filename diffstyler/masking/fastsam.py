@@ -28,7 +28,8 @@ from torch._tensor_str import printoptions as torch_printoptions
 from torch.nn import functional
 from torchvision.ops import box_iou, masks_to_boxes
 
-from diffstyler.images import atomic_write, file_sha256, picture_sha256
+from diffstyler.files import atomic_write, file_sha256
+from diffstyler.images import picture_sha256
 from diffstyler.masking.base import Masker, NothingFoundError
 
 if TYPE_CHECKING:
@@ -39,16 +40,32 @@ if TYPE_CHECKING:
     from diffstyler.backbones import Backbone
 
 RELEASE = "https://github.com/ultralytics/assets/releases/download/v8.2.0"
+
+
 WEIGHTS = {  # SHA-256 of the release's files, as several public projects that pin them record it
     "FastSAM-s.pt": "c9f78716a81c7aff0d608ccc73e1b82ab3aaad86005049f6a92106a0be6d0844",
     "FastSAM-x.pt": "752cadc2828edb1cd4bc4f9eb587100631af06ea2108f4c9ed56df4755701e76",
 }
+
+
 BOX_MINIMUM = 0.5  # IoU of a candidate's box with the prompt's
+
+
 TEMPLATE = "a photo of {}"
+
+
 NEUTRAL = ("background", "something else")  # what a candidate may show instead of the phrase
+
+
 TIE = 0.5  # candidates with this share of the best one's softmax are found beside it
+
+
 MARGIN = 0.1  # around a candidate's box, of its longer side
+
+
 GRAY = (122, 116, 104)  # CLIP's mean color
+
+
 PICTURES_KEPT = 3
 
 

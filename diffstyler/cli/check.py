@@ -1,0 +1,225 @@
+"""Settings of a run in; whether it would run here, and what it would take, out. No weights are loaded."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import lightning
+import psutil
+import torch
+
+from diffstyler.fit.data import FitData
+from diffstyler.fit.finetuner import LoRAFinetuner
+from diffstyler.masking.prompt import Everything
+from diffstyler.masking.prompt_parser import parse_mask_prompt
+from diffstyler.memory.forecast import EFFICIENCY, FitForecast, PredictForecast, matrix_rate
+from diffstyler.memory.plan import GIB, plan_fit, plan_predict
+from diffstyler.predict.data import PredictData
+from diffstyler.predict.stylizer import Stylizer
+from diffstyler.types import Triple
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at: ``problem`` where the run would fail because of it."""
+
+    topic: str
+    text: str
+    problem: bool = False
+
+    def __str__(self) -> str:
+        return f"{'problem' if self.problem else 'ok':8} {self.topic:10} {self.text}"
+
+
+def check_fit(finetuner: LoRAFinetuner, data: FitData, trainer: lightning.Trainer) -> Iterator[Finding]:
+    """What a fit would find and take, one finding after another; later ones rest on earlier ones."""
+    device = _attach(finetuner, data, trainer)
+    yield _device(device)
+    yield from _backends(finetuner)
+
+    def jobs() -> str:
+        data.setup("fit")
+        finetuner.setup("fit")
+        done, total = len(finetuner.farm.finished), len(finetuner.farm.jobs)
+        return f"{total} LoRAs of {len(data.pictures)} pictures, {done} of them are there, {total - done} to fit"
+
+    found = [_attempt("model", lambda: _model(finetuner)), _attempt("pictures", jobs)]
+    yield from found
+    if any(finding.problem for finding in found):
+        return
+
+    def cost() -> Iterator[Finding]:
+        forecast = finetuner.forecast()
+        yield _attempt("memory", lambda: _fit_memory(finetuner, forecast, device))
+        steps = [job.steps for job in finetuner.farm.waiting]
+        mean = sum(steps) / len(steps) if steps else trainer.max_steps
+        speed, guess = _speed(device, finetuner.backbone_dtype)
+        seconds = forecast.flops(1, finetuner.batch_size) * mean / speed
+        left = f"; {_duration(seconds * len(steps))} for the {len(steps)} that are left" if steps else ""
+        yield Finding("time", f"{_pace(seconds, 'LoRA')}{left} ({guess})")
+
+    yield from _group("forecast", cost)
+
+
+def check_predict(stylizer: Stylizer, data: PredictData, trainer: lightning.Trainer) -> Iterator[Finding]:
+    """What a predict would find and take, one finding after another; later ones rest on earlier ones."""
+    device = _attach(stylizer, data, trainer)
+    yield _device(device)
+    yield from _backends(stylizer)
+
+    def rows() -> str:
+        data.setup("predict")
+        regions = sum(len(triple.regions) for triple in data.triples)
+        return f"{len(data.triples)} pictures with {regions} regions"
+
+    def loras() -> str:
+        stylizer.setup("predict")
+        return f"{stylizer.shelf.count} found, and all mask prompts can be read"
+
+    found = [_attempt("model", lambda: _model(stylizer)), _attempt("manifest", rows)]
+    if not any(finding.problem for finding in found):
+        found.append(_attempt("LoRAs", loras))
+    yield from found
+    if any(finding.problem for finding in found):
+        return
+
+    def cost() -> Iterator[Finding]:
+        forecast = stylizer.forecast()
+        yield _attempt("memory", lambda: _predict_memory(stylizer, forecast, device))
+        counts = [unet_rows(stylizer, triple) for triple in data.triples]
+        mean = sum(counts) / len(counts)
+        speed, guess = _speed(device, stylizer.base_dtype)
+        seconds = mean * forecast.row_flops / speed
+        whole = _duration(seconds * len(counts))
+        yield Finding(
+            "time",
+            f"{mean:.0f} UNet rows a picture: {_pace(seconds, 'picture')}; {whole} in all ({guess})",
+        )
+
+    yield from _group("forecast", cost)
+
+
+def unet_rows(stylizer: Stylizer, triple: Triple) -> int:
+    """Rows through the UNet for a picture whose content is seen first: inversion, sources and targets."""
+    steps = stylizer.num_inference_steps
+    rows = (stylizer.inversion_steps or steps) * (1 + stylizer.inversion_refinements)
+    for step in range(steps):
+        level = (steps - 1 - step) / steps + 0.001  # "leading" spacing with offset 1, of 1000 timesteps
+        steered = False
+        for region in triple.regions:
+            if not region.stop < level <= region.start:
+                continue
+            guidance = stylizer.guidance_scale if region.guidance_scale is None else region.guidance_scale
+            injection = stylizer.injection.scheduled(region.inject_features, region.inject_attention)
+            active = injection.rates(step, steps, int(1000 * level)).active
+            rows += (1 if guidance == 1 else 2) + (active and injection.source_under_style)
+            steered |= active and not injection.source_under_style
+        rows += steered
+    masked = any(not isinstance(parse_mask_prompt(region.mask), Everything) for region in triple.regions)
+    if masked and stylizer.fusion.outside is not None:
+        rows += 3 * steps
+    return int(rows)
+
+
+def _attach(model: LoRAFinetuner | Stylizer, data: FitData | PredictData, trainer: lightning.Trainer) -> torch.device:
+    """As the Trainer does at the start of a run -> the device of its first process."""
+    model.trainer = data.trainer = trainer
+    trainer.datamodule = data  # type: ignore[attr-defined]
+    return trainer.strategy.root_device
+
+
+def _device(device: torch.device) -> Finding:
+    if device.type == "cuda":
+        return Finding("device", f"{torch.cuda.get_device_name(device)}, {_free(device) / GIB:.1f} GiB free")
+    return Finding("device", f"{device.type}, {torch.get_num_threads()} threads, {_free(device) / GIB:.1f} GiB free")
+
+
+def _free(device: torch.device) -> float:
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+
+
+def _backends(model: LoRAFinetuner | Stylizer) -> Iterator[Finding]:
+    attention = type(getattr(model.backbone, "attention", None)).__name__
+    there = importlib.util.find_spec("xformers") is not None
+    version = (
+        f"xformers {importlib.metadata.version('xformers')} is installed" if there else "xformers is not installed"
+    )
+    yield Finding(
+        "attention",
+        f"{attention}; {version}" + (", it is tried when the model is on its device" if there else ""),
+        problem=attention == "XFormersAttention" and not there,
+    )
+    if kind := model.backbone.settings.get("quantization"):
+        missing = importlib.util.find_spec("bitsandbytes") is None
+        hint = "needs bitsandbytes: install diffstyler[bitsandbytes]" if missing else "by bitsandbytes"
+        yield Finding("base", f"{kind} {hint}", problem=missing)
+
+
+def _model(model: LoRAFinetuner | Stylizer) -> str:
+    model.backbone.check()
+    identity = model.backbone.identity()
+    return f"{identity['name']} is a {identity['family']}, sha256 {identity['sha256'][:12]}…"
+
+
+def _fit_memory(finetuner: LoRAFinetuner, forecast: FitForecast, device: torch.device) -> str:
+    ceiling = _ceiling(finetuner.max_memory, device)
+    plan = plan_fit(forecast, ceiling, finetuner.batch_size, finetuner.slots_wanted())
+    if plan.checkpointing and finetuner.max_memory is None and not finetuner.gradient_checkpointing:
+        raise ValueError(
+            f"one LoRA takes {forecast.bytes(1, finetuner.batch_size, checkpointing=False) / GIB:.2f} GiB by "
+            f"forecast, {ceiling / GIB:.2f} are free; set model.gradient_checkpointing or model.max_memory"
+        )
+    return f"{plan}, {ceiling / GIB:.2f} GiB to have"
+
+
+def _predict_memory(stylizer: Stylizer, forecast: PredictForecast, device: torch.device) -> str:
+    ceiling = _ceiling(stylizer.max_memory, device)
+    styles = stylizer.styles_at_once
+    needed = forecast.bytes(3, styles)
+    if stylizer.max_memory is None:
+        if needed > ceiling:
+            raise ValueError(
+                f"{needed / GIB:.2f} GiB by forecast, {ceiling / GIB:.2f} are free; set model.max_memory to let the "
+                "run be cut to fit"
+            )
+        return f"{needed / GIB:.2f} GiB forecast, {ceiling / GIB:.2f} GiB to have"
+    return f"{plan_predict(forecast, ceiling, styles)}, {ceiling / GIB:.2f} GiB to have"
+
+
+def _ceiling(gib: float | None, device: torch.device) -> float:
+    """In bytes: what is free, or less where the run may not take all of it."""
+    return min(_free(device), math.inf if gib is None else gib * GIB)
+
+
+def _speed(device: torch.device, dtype: torch.dtype) -> tuple[float, str]:
+    """Operations a second that a UNet may reach here, and how that was guessed."""
+    rate, share = matrix_rate(device, dtype), EFFICIENCY.get(device.type, EFFICIENCY["cpu"])
+    return share * rate, f"at {share:.0%} of this device's {rate / 1e12:.2f} TFLOP/s"
+
+
+def _pace(seconds: float, what: str) -> str:
+    return f"about {_duration(seconds)} a {what}, {3600 / seconds:.0f} {what}s an hour"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def _attempt(topic: str, look: Callable[[], str]) -> Finding:
+    try:
+        return Finding(topic, look())
+    except (ValueError, OSError) as error:
+        return Finding(topic, str(error), problem=True)
+
+
+def _group(topic: str, look: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
+    try:
+        yield from look()
+    except ValueError as error:
+        yield Finding(topic, f"none: {error}")

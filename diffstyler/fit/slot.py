@@ -1,0 +1,225 @@
+"""A slot of the pack while its LoRA is being fitted: its data, its optimizer, its progress, its saved state."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from diffstyler.adapters import LoRAPack, lora_scale
+from diffstyler.files import atomic_write
+from diffstyler.fit.jobs import FitJob, OptimizerFactory, SchedulerFactory
+from diffstyler.types import PromptEmbeds
+
+log = logging.getLogger(__name__)
+
+
+#: of the learning rate of a LoRA that was not finite, when it is tried again
+RETRY_FACTOR = 0.3
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One step's rows of a slot: ``clean``, ``noise`` (b, C, h, w), ``timesteps`` (b,) int64, ``mask`` (b, 1, h, w)."""
+
+    clean: torch.Tensor
+    noise: torch.Tensor
+    timesteps: torch.Tensor
+    mask: torch.Tensor
+
+    def __getitem__(self, rows: slice) -> Draw:
+        return Draw(self.clean[rows], self.noise[rows], self.timesteps[rows], self.mask[rows])
+
+
+class NonFiniteLossError(ArithmeticError):
+    """A LoRA's loss or gradient became NaN or infinite."""
+
+
+@dataclass
+class LossScale:
+    """Dynamic loss scale of one LoRA for fp16 (Micikevicius et al. 2018); fixed at 1 in other precisions."""
+
+    value: float = 1.0
+    dynamic: bool = False
+    good_steps: int = 0
+    growth_interval: int = 200
+
+    def update(self, finite: bool) -> None:
+        """Halve after an overflow, double after ``growth_interval`` steps without.
+
+        Raises:
+            NonFiniteLossError: it overflows however small the scale.
+        """
+        if not finite:
+            self.value, self.good_steps = self.value / 2, 0
+            if not self.dynamic or self.value < 1:
+                raise NonFiniteLossError("the gradient is not finite")
+        elif self.dynamic:
+            self.good_steps += 1
+            if self.good_steps % self.growth_interval == 0:
+                self.value *= 2
+
+
+@dataclass
+class Slot:
+    """One LoRA in the making, in row ``index`` of the pack.
+
+    Everything random is drawn from a generator per (seed, step), so that a LoRA depends neither on its neighbors nor
+    on where it was interrupted.
+    """
+
+    job: FitJob
+    index: int
+    pack: LoRAPack
+    latents: torch.Tensor  # (crops, C, h, w), clean
+    prompt: PromptEmbeds  # one row
+    optimizer: Optimizer
+    scheduler: LRScheduler
+    weights: torch.nn.Parameter  # (P,), the pack's row
+    loss_scale: LossScale
+    history: list[str] = field(default_factory=list)  # what happened on the way, for its record
+    masks: torch.Tensor | None = None  # (crops, 1, h, w), the cells that are learned; None = all
+    step: int = 0
+    losses: list[float] = field(default_factory=list)
+    held_out: list[float] = field(default_factory=list)  # losses on held-out noise, where it may stop early
+
+    @property
+    def done(self) -> bool:
+        return self.step >= self.job.steps or self.stopped
+
+    @property
+    def stopped(self) -> bool:
+        """Whether it ends before its last step."""
+        return self.job.early_stop is not None and self.job.early_stop.stops(self.held_out)
+
+    @property
+    def due(self) -> bool:
+        """Whether it is time to look at the held-out loss."""
+        return self.job.early_stop is not None and len(self.held_out) < self.step // self.job.early_stop.every
+
+    def draw(self, batch_size: int, num_train_timesteps: int) -> Draw:
+        """The rows of the present step: random crops, noise and timesteps."""
+        generator = torch.Generator().manual_seed(_mix(self.job.picture.seed, self.step))
+        crops = torch.randint(len(self.latents), (batch_size,), generator=generator)
+        timesteps = torch.randint(num_train_timesteps, (batch_size,), generator=generator)
+        return self._rows(crops, timesteps, generator)
+
+    def draw_held_out(self, batch_size: int, num_train_timesteps: int) -> list[Draw]:
+        """The rows of the held-out loss, always the same ones, in parts of ``batch_size``: a timestep in each of equal
+        ranges of the noise levels."""
+        assert self.job.early_stop is not None
+        parts = -(-self.job.early_stop.rows // batch_size)
+        generator = torch.Generator().manual_seed(_mix(self.job.picture.seed, "held out"))
+        crops = torch.randint(len(self.latents), (parts * batch_size,), generator=generator)
+        places = torch.arange(len(crops)) + torch.rand(len(crops), generator=generator)
+        timesteps = (places * num_train_timesteps / len(crops)).long()
+        rows = self._rows(crops, timesteps, generator)
+        return [rows[part * batch_size : (part + 1) * batch_size] for part in range(parts)]
+
+    def _rows(self, crops: torch.Tensor, timesteps: torch.Tensor, generator: torch.Generator) -> Draw:
+        noise = torch.randn((len(crops), *self.latents.shape[1:]), generator=generator, dtype=torch.float32)
+        device = self.latents.device
+        rows = crops.to(device)
+        return Draw(self.latents[rows], noise.to(device), timesteps.to(device), self._mask_of(rows))
+
+    def _mask_of(self, crops: torch.Tensor) -> torch.Tensor:
+        if self.masks is not None:
+            return self.masks[crops]
+        return self.latents.new_ones(len(crops), 1, *self.latents.shape[2:])
+
+    def gradient_norm(self) -> torch.Tensor:
+        """Take this LoRA's gradient from the pack -> its L2 norm, a scalar on the device."""
+        assert self.pack.flat.grad is not None
+        self.weights.grad = self.pack.flat.grad[self.index]
+        return self.weights.grad.div_(self.loss_scale.value).norm()
+
+    def update(self, loss: float, gradient_norm: float) -> None:
+        """One optimizer step on this LoRA's gradient, which the backward pass left in the pack.
+
+        Raises:
+            NonFiniteLossError: loss or gradient is not finite.
+        """
+        if not math.isfinite(loss):
+            raise NonFiniteLossError(f"the loss is {loss}")
+        finite = math.isfinite(gradient_norm)
+        self.loss_scale.update(finite)
+        if finite:
+            clip = self.job.gradient_clip
+            if clip is not None and gradient_norm > clip:
+                self.weights.grad.mul_(clip / gradient_norm)  # type: ignore[union-attr]
+            self.optimizer.step()
+            self.scheduler.step()
+        self.losses.append(loss)
+        self.step += 1
+
+    def save(self, path: Path) -> None:
+        """Write everything that the next step depends on, atomically."""
+        buffer = io.BytesIO()
+        state = {
+            "weights": self.weights.detach().cpu(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "loss_scale": [self.loss_scale.value, self.loss_scale.good_steps],
+            "step": self.step,
+            "losses": self.losses,
+            "held_out": self.held_out,
+            "history": self.history,
+        }
+        torch.save(state, buffer)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write(path, buffer.getvalue())
+
+    def restore(self, path: Path) -> None:
+        """Go on where :meth:`save` left off."""
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        if state["weights"].shape != self.weights.shape:
+            log.warning("%s was saved in a pack of another rank; it starts again", self.job.identity.name)
+            return
+        self.weights.data.copy_(state["weights"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        self.loss_scale.value, self.loss_scale.good_steps = state["loss_scale"]
+        self.step, self.losses, self.history = state["step"], state["losses"], state["history"]
+        self.held_out = state["held_out"]
+
+    def close(self) -> None:
+        """Leave the row empty for the next LoRA."""
+        self.weights.data.zero_()
+        self.pack.scale[self.index] = 0
+
+
+def open_slot(
+    job: FitJob,
+    index: int,
+    pack: LoRAPack,
+    latents: torch.Tensor,
+    prompt: PromptEmbeds,
+    optimizer: OptimizerFactory,
+    lr_scheduler: SchedulerFactory,
+    *,
+    loss_scale: LossScale,
+    history: Sequence[str] = (),
+    masks: torch.Tensor | None = None,
+) -> Slot:
+    """Start a LoRA in row ``index`` of the pack, with an optimizer of its own on that row alone.
+
+    Each failed try that ``history`` tells of lowers the learning rate by ``RETRY_FACTOR``.
+    """
+    pack.init_slot(index, seed=job.picture.seed, scale=lora_scale(job.config), rank=job.config.r)
+    weights = torch.nn.Parameter(pack.flat.data[index])
+    own = optimizer([weights])
+    for group in own.param_groups:
+        group["lr"] = (job.learning_rate or group["lr"]) * RETRY_FACTOR ** len(history)
+    return Slot(job, index, pack, latents, prompt, own, lr_scheduler(own), weights, loss_scale, list(history), masks)
+
+
+def _mix(seed: int, step: int | str) -> int:
+    return int.from_bytes(hashlib.sha256(f"{seed}/{step}".encode()).digest()[:8], "big") >> 1

@@ -1,0 +1,206 @@
+"""The mask prompts of one picture in; their masks, at the picture's size, out. Algebra, edits and borders live here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from scipy import ndimage
+
+from diffstyler.images import ImageError, load_image
+from diffstyler.masking.base import Masker, NothingFoundError
+from diffstyler.masking.prompt import (
+    Background,
+    Box,
+    Coordinate,
+    Edit,
+    Everything,
+    File,
+    MaskPrompt,
+    Minus,
+    Not,
+    Point,
+    Points,
+    Text,
+    Union,
+)
+from diffstyler.masking.prompt_parser import parse_mask_prompt
+from diffstyler.types import Triple
+
+
+def find_masks(
+    masker: Masker,
+    picture: Image.Image,
+    prompts: Sequence[MaskPrompt],
+    *,
+    feather: float = 0.0,
+    empty: float | None = None,
+) -> list[torch.Tensor]:
+    """One mask for each prompt, (H, W) float32 in [0, 1] on the CPU, at the size of the upright ``picture``.
+
+    Args:
+        masker: finds words, points and boxes.
+        picture: RGB.
+        prompts: of all regions of this picture; ``background`` is what the others, taken together, leave.
+        feather: in pixels, for masks that have no soft border of their own.
+        empty: what fills a mask that finds nothing; None = that is an error.
+
+    Raises:
+        NothingFoundError: the picture does not show what a prompt asks for, or a mask is empty.
+        ValueError: a coordinate outside the picture, or a mask file of another size.
+    """
+    taken = torch.zeros(picture.height, picture.width)
+    masks: dict[int, torch.Tensor] = {}
+    for index in sorted(range(len(prompts)), key=lambda i: _has_background(prompts[i])):
+        mask = _found(masker, picture, prompts[index], 1 - taken, empty)
+        masks[index] = _feathered(mask, feather) if bool(((mask == 0) | (mask == 1)).all()) else mask
+        if not _has_background(prompts[index]):
+            taken = torch.maximum(taken, masks[index])
+    return [masks[index] for index in range(len(prompts))]
+
+
+def check_masks(triples: Sequence[Triple]) -> None:
+    """Whether every mask prompt can be right: its grammar, its coordinates, its files.
+
+    Raises:
+        ValueError: with all problems, one a paragraph.
+    """
+    problems = []
+    for triple in triples:
+        prompts = []
+        for region in triple.regions:
+            try:
+                prompts.append(parse_mask_prompt(region.mask))
+            except ValueError as error:
+                problems.append(f"{triple.origin or triple.id}: {error}")
+        try:
+            for prompt in prompts:
+                check_prompt(prompt, triple.content)
+        except ImageError:
+            continue  # of the content itself: that row fails when its turn comes
+        except ValueError as error:
+            problems.append(f"{triple.origin or triple.id}: {error}")
+    if problems:
+        raise ValueError("\n".join(problems))
+
+
+def check_prompt(prompt: MaskPrompt, content: Path) -> None:
+    """Whether every coordinate lies in the ``content`` picture, and every mask file is there and has its size.
+
+    Raises:
+        ImageError: the content is not a readable picture.
+        ValueError: with what was expected.
+    """
+    if not any(isinstance(node, (Points, Box, File)) for node in prompt.walk()):
+        return
+    size = load_image(content).size
+    for node in prompt.walk():
+        for x, y in _places(node):
+            for name, coordinate, side in (("x", x, size[0]), ("y", y, size[1])):
+                if coordinate.pixels(side) > side:
+                    raise ValueError(f"mask '{node}': expected {name} within the picture's {side} pixels")
+        if isinstance(node, File):
+            try:
+                mask = load_image(node.path)
+            except ImageError as error:
+                raise ValueError(f"mask '{node}': {error}") from error
+            if mask.size != size:
+                theirs, ours = (f"{w} x {h}" for w, h in (mask.size, size))
+                raise ValueError(f"mask '{node}': expected {ours} pixels like the content, got {theirs}")
+
+
+def _found(
+    masker: Masker, picture: Image.Image, prompt: MaskPrompt, background: torch.Tensor, empty: float | None
+) -> torch.Tensor:
+    """The mask of one prompt, or ``empty`` all over where it finds nothing."""
+    try:
+        mask = _mask(masker, picture, prompt, background)
+        if not mask.any():
+            raise NothingFoundError(f"mask '{prompt}' is empty in this picture")
+    except NothingFoundError:
+        if empty is None:
+            raise
+        return torch.full((picture.height, picture.width), empty)
+    return mask
+
+
+def _mask(masker: Masker, picture: Image.Image, prompt: MaskPrompt, background: torch.Tensor) -> torch.Tensor:
+    def mask_of(inner: MaskPrompt) -> torch.Tensor:
+        return _mask(masker, picture, inner, background)
+
+    width, height = picture.size
+    if isinstance(prompt, Everything):
+        return torch.ones(height, width)
+    if isinstance(prompt, Background):
+        return background
+    if isinstance(prompt, File):
+        return torch.from_numpy(np.asarray(load_image(prompt.path).convert("L"), np.float32) / 255)
+    if isinstance(prompt, Text):
+        return masker.find_text(picture, prompt.phrase)
+    if isinstance(prompt, Points):
+        positive, negative = ([_pixels(point, picture.size) for point in side] for side in _both(prompt))
+        return masker.find_points(picture, positive, negative)
+    if isinstance(prompt, Box):
+        x0, y0, x1, y1 = prompt.corners
+        return masker.find_box(picture, (*_pixels((x0, y0), picture.size), *_pixels((x1, y1), picture.size)))
+    if isinstance(prompt, Union):
+        return torch.maximum(mask_of(prompt.left), mask_of(prompt.right))
+    if isinstance(prompt, Minus):
+        return torch.minimum(mask_of(prompt.left), 1 - mask_of(prompt.right))
+    if isinstance(prompt, Not):
+        return 1 - mask_of(prompt.inner)
+    assert isinstance(prompt, Edit)
+    return _EDITS[prompt.kind](mask_of(prompt.inner), prompt.pixels)
+
+
+def _grown(mask: torch.Tensor, pixels: float) -> torch.Tensor:
+    """All pixels at most so far from the mask (Euclidean)."""
+    return ((_signed_distance(mask) >= -pixels) & bool(mask.max() >= 0.5)).float()
+
+
+def _shrunk(mask: torch.Tensor, pixels: float) -> torch.Tensor:
+    return ((_signed_distance(mask) > pixels) | bool(mask.min() >= 0.5)).float()
+
+
+def _feathered(mask: torch.Tensor, pixels: float) -> torch.Tensor:
+    """From 1 to 0 along a smooth step (3u² − 2u³) that reaches ``pixels`` to both sides of the border."""
+    if pixels == 0 or bool((mask >= 0.5).all()) or not bool((mask >= 0.5).any()):
+        return mask
+    share = (_signed_distance(mask) / (2 * pixels) + 0.5).clamp(0, 1)
+    return share * share * (3 - 2 * share)
+
+
+_EDITS = {"grow": _grown, "shrink": _shrunk, "feather": _feathered}
+
+
+def _signed_distance(mask: torch.Tensor) -> torch.Tensor:
+    """Of each pixel's center to the border of the mask (where it crosses 0.5), positive inside, in pixels."""
+    inside = mask.numpy() >= 0.5
+    signed = np.full(inside.shape, np.inf, np.float32)
+    if inside.all():
+        return torch.from_numpy(signed)
+    if not inside.any():
+        return torch.from_numpy(-signed)
+    within, without = (np.asarray(ndimage.distance_transform_edt(side)) for side in (inside, ~inside))
+    return torch.from_numpy((within - without - inside + 0.5).astype(np.float32))
+
+
+def _has_background(prompt: MaskPrompt) -> bool:
+    return any(isinstance(node, Background) for node in prompt.walk())
+
+
+def _both(points: Points) -> tuple[tuple[Point, ...], tuple[Point, ...]]:
+    return points.positive, points.negative
+
+
+def _places(node: MaskPrompt) -> list[tuple[Coordinate, Coordinate]]:
+    if isinstance(node, Points):
+        return [*node.positive, *node.negative]
+    return [node.corners[:2], node.corners[2:]] if isinstance(node, Box) else []
+
+
+def _pixels(point: Point, size: tuple[int, int]) -> tuple[float, float]:
+    return point[0].pixels(size[0]), point[1].pixels(size[1])

@@ -1,0 +1,185 @@
+"""The tree of what a mask prompt asks for."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+_NEEDS_QUOTES = re.compile(r'["+()\[\]\\:]|(?:^|\s)-(?:\s|$)|^\s|\s$|^$')
+
+
+class MaskPrompt:
+    """A node of a mask prompt. ``str()`` gives its canonical text, which parses to an equal tree."""
+
+    @property
+    def children(self) -> tuple[MaskPrompt, ...]:
+        return ()
+
+    def walk(self) -> Iterator[MaskPrompt]:
+        """This node and all below it."""
+        yield self
+        for child in self.children:
+            yield from child.walk()
+
+
+@dataclass(frozen=True)
+class Everything(MaskPrompt):
+    """The whole picture."""
+
+    def __str__(self) -> str:
+        return "everything"
+
+
+@dataclass(frozen=True)
+class Background(MaskPrompt):
+    """What no other region of the picture took."""
+
+    def __str__(self) -> str:
+        return "background"
+
+
+@dataclass(frozen=True)
+class Text(MaskPrompt):
+    """What a phrase names."""
+
+    phrase: str
+
+    def __str__(self) -> str:
+        first = self.phrase.split(" ", 1)[0].lower()
+        reserved = first == "not" or self.phrase.lower() in {"everything", "background"}
+        return _quoted(self.phrase) if reserved or _NEEDS_QUOTES.search(self.phrase) else self.phrase
+
+
+@dataclass(frozen=True)
+class Coordinate:
+    """``value`` in pixels, or as a fraction 0 … 1 of the side."""
+
+    value: float
+    is_fraction: bool
+
+    def __str__(self) -> str:
+        return f"{self.value:.9f}".rstrip("0") if self.is_fraction else str(int(self.value))
+
+    def pixels(self, side: int) -> float:
+        """In pixels of a picture with this width (or height)."""
+        return self.value * side if self.is_fraction else self.value
+
+
+Point = tuple[Coordinate, Coordinate]
+
+
+@dataclass(frozen=True)
+class Points(MaskPrompt):
+    """The thing under the positive points (x, y) and not under the negative ones."""
+
+    positive: tuple[Point, ...]
+    negative: tuple[Point, ...] = ()
+
+    def __str__(self) -> str:
+        without = f" not {_pairs(self.negative)}" if self.negative else ""
+        return f"point: {_pairs(self.positive)}{without}"
+
+
+@dataclass(frozen=True)
+class Box(MaskPrompt):
+    """The thing in the box (x0, y0, x1, y1), x0 < x1 and y0 < y1."""
+
+    corners: tuple[Coordinate, Coordinate, Coordinate, Coordinate]
+
+    def __str__(self) -> str:
+        return "box: " + ",".join(map(str, self.corners))
+
+
+@dataclass(frozen=True)
+class File(MaskPrompt):
+    """A mask picture: white = in, black = out, grays between."""
+
+    path: Path
+
+    def __str__(self) -> str:
+        text = str(self.path)
+        return f"file: {_quoted(text) if _NEEDS_QUOTES.search(text) else text}"
+
+
+@dataclass(frozen=True)
+class Union(MaskPrompt):
+    """In either."""
+
+    left: MaskPrompt
+    right: MaskPrompt
+
+    @property
+    def children(self) -> tuple[MaskPrompt, ...]:
+        return self.left, self.right
+
+    def __str__(self) -> str:
+        return f"{self.left} + {_grouped(self.right, Union, Minus)}"
+
+
+@dataclass(frozen=True)
+class Minus(MaskPrompt):
+    """In the left one and not in the right one."""
+
+    left: MaskPrompt
+    right: MaskPrompt
+
+    @property
+    def children(self) -> tuple[MaskPrompt, ...]:
+        return self.left, self.right
+
+    def __str__(self) -> str:
+        return f"{self.left} - {_grouped(self.right, Union, Minus)}"
+
+
+@dataclass(frozen=True)
+class Not(MaskPrompt):
+    """Everything else."""
+
+    inner: MaskPrompt
+
+    @property
+    def children(self) -> tuple[MaskPrompt, ...]:
+        return (self.inner,)
+
+    def __str__(self) -> str:
+        return f"not {_grouped(self.inner, Union, Minus)}"
+
+
+@dataclass(frozen=True)
+class Edit(MaskPrompt):
+    """``grow``, ``shrink`` or ``feather`` by some pixels of the upright picture."""
+
+    inner: MaskPrompt
+    kind: str
+    pixels: float
+
+    @property
+    def children(self) -> tuple[MaskPrompt, ...]:
+        return (self.inner,)
+
+    def __str__(self) -> str:
+        return f"{_grouped(self.inner, Union, Minus, Not)} [{self.kind} {self.pixels:g}]"
+
+
+def with_files_from(prompt: MaskPrompt, folder: Path) -> MaskPrompt:
+    """The same prompt with the relative paths in it taken from ``folder``."""
+    if isinstance(prompt, File):
+        return File(folder / prompt.path)
+    changed = {
+        name: with_files_from(child, folder) for name, child in vars(prompt).items() if isinstance(child, MaskPrompt)
+    }
+    return replace(prompt, **changed) if changed else prompt  # type: ignore[type-var]
+
+
+def _grouped(prompt: MaskPrompt, *kinds: type) -> str:
+    return f"({prompt})" if isinstance(prompt, kinds) else str(prompt)
+
+
+def _pairs(points: tuple[Point, ...]) -> str:
+    return " ".join(f"{x},{y}" for x, y in points)
+
+
+def _quoted(text: str) -> str:
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'

@@ -1,0 +1,307 @@
+"""A model by its configuration, and a size of pictures -> operations and memory of fit and predict, nothing loaded.
+
+The UNet and the autoencoder run on tensors without data; every tensor that would be alive is counted.
+"""
+
+# diffusers annotates few of its attributes
+# pyright: reportAttributeAccessIssue=false, reportCallIssue=false, reportArgumentType=false, reportIndexIssue=false
+
+from __future__ import annotations
+
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+from unittest import mock
+
+import torch
+from peft import LoraConfig
+from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+from torch.utils.flop_counter import FlopCounterMode
+
+from diffstyler.adapters import LoRAPack, Rows
+from diffstyler.backbones import Backbone
+from diffstyler.backbones.latent_diffusion import LatentDiffusion
+from diffstyler.backbones.quantization import quantizable
+
+#: what allocators and kernels take besides the tensors
+MARGIN = 1.2
+
+
+#: of a LoRA's parameters while it is fitted: weights, gradient, and AdamW's two moments, in 4 bytes each
+STATES = 4 * 4
+
+
+#: bits of a quantized weight, its scales included
+QUANTIZED_BITS = {"nf4": 4.5, "int8": 8.1}
+
+
+#: of the rate of a plain matrix product that a UNet reaches, by device; on a CPU 0.1 … 0.24 were measured
+EFFICIENCY = {"cuda": 0.3, "cpu": 0.2}
+
+
+@dataclass(frozen=True)
+class Growth:
+    """Bytes for so many rows: ``fixed + each * rows``."""
+
+    fixed: float
+    each: float
+
+    def at(self, rows: int) -> float:
+        return self.fixed + self.each * rows
+
+
+@dataclass(frozen=True)
+class FitForecast:
+    """What fitting costs at one size; bytes are peaks of what is alive besides the weights.
+
+    Attributes:
+        unet_bytes: of the weights.
+        row_flops: of one row's forward.
+        training: of a forward and backward with a LoRA for every row.
+        checkpointed: the same with gradient checkpointing.
+        lora_parameters: of one LoRA.
+    """
+
+    unet_bytes: float
+    row_flops: float
+    training: Growth
+    checkpointed: Growth
+    lora_parameters: int
+
+    def bytes(self, slots: int, batch_size: int, *, checkpointing: bool) -> float:
+        """At the peak of a step of ``slots`` LoRAs; the encoders are off the device by then."""
+        rows = self.checkpointed if checkpointing else self.training
+        return MARGIN * (self.unet_bytes + rows.at(slots * batch_size) + slots * STATES * self.lora_parameters)
+
+    def flops(self, steps: int, batch_size: int) -> float:
+        """Of one LoRA: a training step costs 2.13 forwards, the base being frozen."""
+        return 2.13 * self.row_flops * steps * batch_size
+
+
+@dataclass(frozen=True)
+class PredictForecast:
+    """What stylizing costs at one size; bytes are peaks of what is alive besides the weights.
+
+    Attributes:
+        unet_bytes, vae_bytes, text_bytes: of the weights.
+        row_flops: of one row's forward.
+        forward: of a forward of the UNet.
+        decode_bytes: of decoding one picture.
+        lora_parameters: of one LoRA.
+    """
+
+    unet_bytes: float
+    vae_bytes: float
+    text_bytes: float
+    row_flops: float
+    forward: Growth
+    decode_bytes: float
+    lora_parameters: int
+
+    def bytes(self, rows: int, styles: int, *, offload: bool = False, tiling: bool = False) -> float:
+        """At the peak of a picture with so many rows in a UNet call, or of its decoding."""
+        idle = 0.0 if offload else self.vae_bytes + self.text_bytes
+        decoding = self.vae_bytes + (min(self.decode_bytes, TILE_BYTES) if tiling else self.decode_bytes)
+        resident = self.unet_bytes + styles * 4 * self.lora_parameters
+        return MARGIN * (resident + max(idle + self.forward.at(rows), idle * (not offload) + decoding))
+
+
+#: decoding a tile of 512 x 512 pixels in fp32
+TILE_BYTES = 2.5 * 2**30
+
+
+Size = Callable[[int, int], tuple[int, int]]
+
+
+def forecast_fit(backbone: Backbone, size: Size, dtype: torch.dtype, lora: LoraConfig) -> FitForecast:
+    """What fitting LoRAs on ``backbone``, not loaded, costs for crops of one size.
+
+    Args:
+        backbone: its configurations are read, its weights are not.
+        size: the model's resolution and the multiple that sides must be of -> (height, width), all in pixels.
+        dtype: of the weights and of what training computes in.
+        lora: of every LoRA.
+
+    Raises:
+        ValueError: there are no configurations to build it from, or the LoRA's targets match nothing.
+    """
+    with _outlined(backbone, size, dtype) as (outline, latents):
+        training, checkpointed = (
+            _growth(lambda rows, on=on: _training_bytes(outline, rows, latents, lora, dtype, checkpointing=on))
+            for on in (False, True)
+        )
+        return FitForecast(
+            _unet_bytes(outline, dtype),
+            _row_flops(outline, latents),
+            training,
+            checkpointed,
+            _lora_parameters(outline, lora),
+        )
+
+
+def forecast_predict(backbone: Backbone, size: Size, dtype: torch.dtype, lora: LoraConfig) -> PredictForecast:
+    """What stylizing with ``backbone``, not loaded, costs for pictures of one size; arguments as of a fit."""
+    with _outlined(backbone, size, dtype) as (outline, latents):
+        unet, vae = (sum(p.numel() for p in part.parameters()) for part in (outline.unet, outline.vae))
+        text = max(outline.source.parameter_count() - unet - vae, 0)
+        return PredictForecast(
+            _unet_bytes(outline, dtype),
+            vae * outline.vae.dtype.itemsize,
+            text * dtype.itemsize,
+            _row_flops(outline, latents),
+            _growth(lambda rows: _forward_bytes(outline, rows, latents)),
+            _decode_bytes(outline, latents),
+            _lora_parameters(outline, lora),
+        )
+
+
+@contextmanager
+def _outlined(backbone: Backbone, size: Size, dtype: torch.dtype) -> Iterator[tuple[LatentDiffusion, tuple[int, ...]]]:
+    """The backbone on tensors without data, as it was afterwards, and the shape of one picture's latents."""
+    if not isinstance(backbone, LatentDiffusion):
+        raise ValueError(f"no forecast for a {type(backbone).__name__}; leave max_memory out")
+    with torch.device("meta"):
+        backbone.outline(dtype)
+        sides = size(backbone.resolution, backbone.size_multiple)
+        channels = int(backbone.unet.config["in_channels"])  # type: ignore[call-overload]
+        try:
+            yield backbone, (channels, *(side // backbone.size_multiple for side in sides))
+        finally:
+            del backbone.unet, backbone.vae
+
+
+def _unet_bytes(backbone: LatentDiffusion, dtype: torch.dtype) -> float:
+    total = sum(p.numel() for p in backbone.unet.parameters())
+    if backbone.quantization is None:
+        return total * dtype.itemsize
+    fewer = sum(layer.weight.numel() for layer in quantizable(backbone.unet).values())
+    return (total - fewer) * dtype.itemsize + fewer * QUANTIZED_BITS[backbone.quantization] / 8
+
+
+def _lora_parameters(backbone: LatentDiffusion, lora: LoraConfig) -> int:
+    pack = LoRAPack(backbone.unet, lora, 1)
+    pack.detach()
+    return pack.flat.shape[1]
+
+
+def _row_flops(backbone: LatentDiffusion, latents: tuple[int, ...]) -> float:
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        _predict(backbone, 1, latents)
+    return counter.get_total_flops()
+
+
+def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """What a plain matrix product reaches here, in operations a second; the best of several tries."""
+    n = 8192 if device.type == "cuda" else 1024
+    a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
+    best = 0.0
+    for _ in range(10):
+        wait(device)
+        began = time.perf_counter()
+        for _ in range(4):
+            torch.mm(a, b)
+        wait(device)
+        best = max(best, 4 * 2 * n**3 / (time.perf_counter() - began))
+    return best
+
+
+def wait(device: torch.device) -> None:
+    """Until the device has done all that it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+class AliveBytes(TorchDispatchMode):
+    """Counts the bytes of all tensors made inside that are alive: now, and at the peak."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._known: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        output = func(*args, **(kwargs or {}))
+        for tensor in tree_iter(output):
+            if isinstance(tensor, torch.Tensor) and tensor.untyped_storage() not in self._known:
+                storage = tensor.untyped_storage()
+                self._known[storage] = size = storage.nbytes()
+                self.now += size
+                self.peak = max(self.peak, self.now)
+                weakref.finalize(storage, self._freed, size)
+        return output
+
+    def _freed(self, size: int) -> None:
+        self.now -= size
+
+
+class _FusedAttention(torch.autograd.Function):
+    """What a fused kernel keeps: queries, keys, values and output, and no attention matrix."""
+
+    @staticmethod
+    def forward(ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        output = torch.empty_like(q)
+        ctx.save_for_backward(q, k, v, output)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return tuple(torch.empty_like(tensor) for tensor in ctx.saved_tensors[:3])
+
+
+@contextmanager
+def _counting() -> Iterator[AliveBytes]:
+    def attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+        return _FusedAttention.apply(query, key, value)
+
+    with mock.patch.object(functional, "scaled_dot_product_attention", attention), AliveBytes() as alive:
+        yield alive
+
+
+def _growth(count: Callable[[int], int]) -> Growth:
+    one, three = count(1), count(3)
+    return Growth(max(one - (three - one) / 2, 0.0), (three - one) / 2)
+
+
+def _predict(backbone: LatentDiffusion, rows: int, latents: tuple[int, ...]) -> torch.Tensor:
+    timesteps = torch.ones(rows, dtype=torch.long)
+    return backbone.predict(torch.zeros(rows, *latents), timesteps, backbone.blank_prompt(rows))
+
+
+def _forward_bytes(backbone: LatentDiffusion, rows: int, latents: tuple[int, ...]) -> int:
+    with torch.no_grad(), _counting() as alive:
+        _predict(backbone, rows, latents)
+    return alive.peak
+
+
+def _training_bytes(
+    backbone: LatentDiffusion,
+    rows: int,
+    latents: tuple[int, ...],
+    lora: LoraConfig,
+    dtype: torch.dtype,
+    *,
+    checkpointing: bool,
+) -> int:
+    pack = LoRAPack(backbone.unet, lora, rows, dtype=dtype)
+    pack.train()
+    if checkpointing:
+        backbone.unet.enable_gradient_checkpointing()
+        backbone.unet.train()
+    with _counting() as alive, pack.rows(Rows(None)):
+        _predict(backbone, rows, latents).float().sum().backward()
+    pack.detach()
+    backbone.unet.disable_gradient_checkpointing()
+    backbone.unet.eval()
+    return alive.peak
+
+
+def _decode_bytes(backbone: LatentDiffusion, latents: tuple[int, ...]) -> int:
+    channels = backbone.vae.config["latent_channels"]
+    with torch.no_grad(), _counting() as alive:
+        backbone.vae.decode(torch.zeros(1, channels, *latents[1:], dtype=backbone.vae.dtype))
+    return alive.peak

@@ -1,0 +1,68 @@
+"""Manifests -> the pictures to make, dealt to the ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import lightning
+from torch.utils.data import DataLoader, DistributedSampler
+
+from diffstyler.manifests.pictures import read_manifest
+from diffstyler.types import Triple
+
+
+class PredictData(lightning.LightningDataModule):
+    """The pictures to make.
+
+    Args:
+        manifest: CSV, JSON Lines or Parquet, see the README for its columns.
+        batch_size: pictures made together.
+    """
+
+    def __init__(self, manifest: Path | None = None, *, triples: Sequence[Triple] = (), batch_size: int = 1) -> None:
+        super().__init__()
+        self.allow_zero_length_dataloader_with_multiple_devices = True
+        if batch_size < 1:
+            raise ValueError(f"data.batch_size: expected at least 1, got {batch_size}")
+        if manifest is None and not triples:
+            raise ValueError("nothing to predict: expected data.manifest")
+        self.manifest = manifest
+        self.triples: Sequence[Triple] = triples
+        self.batch_size = batch_size
+
+    def setup(self, stage: str) -> None:
+        if self.manifest is not None:
+            self.triples = read_manifest(self.manifest)
+
+    def predict_dataloader(self) -> DataLoader:
+        """This rank's rows."""
+        trainer = self.trainer
+        rank, ranks = (trainer.global_rank, trainer.world_size) if trainer is not None else (0, 1)
+        rows = list(self.triples)
+        return DataLoader(rows, batch_size=self.batch_size, sampler=Share(rows, rank, ranks), collate_fn=list)  # type: ignore[arg-type]
+
+
+class Share(DistributedSampler):
+    """One rank's rows of a manifest, which may be none.
+
+    The rows are ordered by content, then by style, and cut into pieces of equal length: what was computed for one row,
+    such as the content's inversion, serves the next ones. Lightning keeps a sampler of this kind as it is; its own
+    refuses fewer rows than ranks.
+    """
+
+    def __init__(self, triples: Sequence[Triple], rank: int, ranks: int) -> None:
+        super().__init__(triples, num_replicas=ranks, rank=rank, shuffle=False)  # type: ignore[arg-type]
+        order = sorted(range(len(triples)), key=lambda row: _same_work(triples[row]))
+        start, stop = (-(-len(order) * r // ranks) for r in (rank, rank + 1))  # rounded up: the first rank has a row
+        self.rows = order[start:stop]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+def _same_work(triple: Triple) -> tuple[str, list[str]]:
+    return str(triple.content), [str(region.style) for region in triple.regions]

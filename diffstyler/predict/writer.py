@@ -1,0 +1,141 @@
+"""Finished pictures -> files: the picture, its sidecar, and a list of what failed, whichever rank made them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning
+from lightning.pytorch.callbacks import BasePredictionWriter
+from torchvision.transforms.functional import to_pil_image
+
+from diffstyler.distributed import Tally, Told, exit_codes, part
+from diffstyler.files import atomic_write
+from diffstyler.images import save_image, to_image
+from diffstyler.predict.contact_sheet import write_sheet
+from diffstyler.types import Failed, Stylized
+
+log = logging.getLogger(__name__)
+
+
+FAILURES_NAME = "failures.jsonl"
+
+
+class PredictError(RuntimeError):
+    """Some pictures could not be made, or a rank ended early; the text says which and why. The others are written."""
+
+
+def request_key(request: dict) -> str:
+    """sha256 of everything that determines a picture."""
+    return hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()
+
+
+class StylizationWriter(BasePredictionWriter):
+    """Writes ``<id>.png`` and ``<id>.json`` as soon as a batch is done, and the contact sheet at the end.
+
+    Args:
+        output_dir: the folder; made if it is not there.
+    """
+
+    def __init__(self, output_dir: Path) -> None:
+        super().__init__(write_interval="batch")
+        self.output_dir = output_dir
+        self.tally = Tally(output_dir, "", 0, 1)
+        self._parted = False
+
+    def is_done(self, id: str, key: str) -> bool:
+        """Whether this very picture lies in the folder already."""
+        sidecar = self.output_dir / f"{id}.json"
+        try:
+            return self._has(id) and json.loads(sidecar.read_text(encoding="utf-8")).get("key") == key
+        except json.JSONDecodeError:
+            return False
+
+    def write_on_batch_end(
+        self,
+        trainer: lightning.Trainer,
+        pl_module: lightning.LightningModule,
+        prediction: Sequence[Stylized | Failed],
+        batch_indices: Sequence[int] | None,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int,
+    ) -> None:
+        failed = {outcome.id: outcome for outcome in prediction if isinstance(outcome, Failed)}
+        for stylized in (outcome for outcome in prediction if isinstance(outcome, Stylized)):
+            self.write(stylized)
+        for triple in batch:
+            if triple.id in failed:
+                self.tally.add(Told(triple.id, triple.origin, failed[triple.id].reason))
+            elif self._has(triple.id):
+                self.tally.add(Told(triple.id))
+
+    def write(self, stylized: Stylized) -> None:
+        """Masks and picture first, then the sidecar: a sidecar says that its picture is complete."""
+        self.output_dir.mkdir(parents=True, exist_ok=True)
+        for name, mask in stylized.masks.items():
+            path = self.output_dir / name
+            path.parent.mkdir(exist_ok=True)
+            save_image(to_pil_image(mask), path)
+        save_image(to_image(stylized.pixels), self.output_dir / f"{stylized.id}.png")
+        text = json.dumps(stylized.provenance, indent=2, sort_keys=True, ensure_ascii=False)
+        atomic_write(self.output_dir / f"{stylized.id}.json", (text + "\n").encode())
+
+    def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+        self.tally = Tally.of(trainer, self.output_dir / ".ranks")
+        self._parted = False
+
+    def on_predict_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        self._part(trainer)
+
+    def teardown(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+        self._part(trainer)  # a rank without rows never starts
+
+    def _part(self, trainer: lightning.Trainer) -> None:
+        if not self._parted:
+            part(trainer)
+        self._parted = True
+
+    def on_predict_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """The first rank reports for all, when the others have ended.
+
+        Raises:
+            PredictError: a row of the manifest has no picture.
+        """
+        if not trainer.is_global_zero:
+            self.tally.close()
+            return
+        told = self.tally.collect()
+        self.output_dir.mkdir(parents=True, exist_ok=True)
+        write_sheet(self.output_dir)
+        failed = [line for line in told if line.reason is not None]
+        self._report(failed)
+        known = {line.id for line in told if line.reason is not None or self._has(line.id)}
+        lost = [triple.id for triple in trainer.datamodule.triples if triple.id not in known]  # type: ignore[attr-defined]
+        problems = []
+        if failed:
+            report = self.output_dir / FAILURES_NAME
+            named = "\n".join(f"  {line.origin or line.id}: {line.reason}" for line in failed)
+            problems.append(f"{len(failed)} pictures could not be made (see {report}):\n{named}")
+        if lost:
+            some = ", ".join(lost[:3]) + (", …" if len(lost) > 3 else "")
+            problems.append(f"a rank ended early, {len(lost)} pictures are missing ({some}); run the same again")
+        if not lost and any(exit_codes(trainer)):
+            problems.append("a rank ended with an error after its work was done")
+        if problems:
+            raise PredictError("\n".join(problems))
+
+    def _report(self, failed: Sequence[Told]) -> None:
+        report = self.output_dir / FAILURES_NAME
+        if failed:
+            lines = [json.dumps({"id": f.id, "origin": f.origin, "reason": f.reason}) + "\n" for f in failed]
+            atomic_write(report, "".join(lines).encode())
+        else:
+            report.unlink(missing_ok=True)
+
+    def _has(self, id: str) -> bool:
+        return all((self.output_dir / f"{id}{suffix}").is_file() for suffix in (".png", ".json"))

@@ -1,0 +1,131 @@
+"""diffstyler check: what would run and what would not, and that nothing is loaded or written for it."""
+
+import pytest
+
+from diffstyler.backbones import StableDiffusion
+from diffstyler.cli.check import Finding, unet_rows
+from diffstyler.cli.main import main
+from diffstyler.diffusion.denoiser import Denoiser
+from diffstyler.diffusion.injection import CrossLoRAInjection, NoInjection
+from diffstyler.predict.stylizer import Stylizer
+from diffstyler.types import StyleRegion, Triple
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_loaded(studio, monkeypatch, tmp_path):
+    monkeypatch.setattr(StableDiffusion, "load", lambda *_: pytest.fail("weights were loaded"))
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def manifest(studio):
+    path = studio / "rows.csv"
+    path.write_text("content,style\nphoto.png,gold.png\ntall.png,tomato.png\n")
+    return path
+
+
+def check(capsys, *arguments) -> tuple[int, dict[str, str], dict[str, str]]:
+    """The exit code, and what was found ok and a problem, by topic."""
+    try:
+        code = main(["check", *map(str, arguments)])
+    except SystemExit as error:
+        code = error.code
+    found: dict[str, dict[str, str]] = {"ok": {}, "problem": {}}
+    for line in capsys.readouterr().out.splitlines():
+        word, _, rest = line.partition(" ")
+        if word in found:
+            topic, _, text = rest.strip().partition(" ")
+            found[word][topic] = text.strip()
+    return code, found["ok"], found["problem"]
+
+
+def model(tiny_dir) -> tuple[str, ...]:
+    return (
+        "--model.backbone",
+        "StableDiffusion",
+        "--model.backbone.model",
+        str(tiny_dir),
+        "--trainer.accelerator",
+        "cpu",
+    )
+
+
+def test_a_predict_that_would_run(capsys, manifest, studio, tiny_dir):
+    before = sorted(studio.rglob("*"))
+    shared = ["--data.manifest", manifest, "--lora_dir", studio / "loras", *model(tiny_dir)]
+    code, ok, problems = check(capsys, "--output_dir", studio / "out", *shared)
+    assert (code, problems) == (0, {})
+    assert ok["settings"] == "of predict"
+    assert ok["manifest"] == "2 pictures with 2 regions"
+    assert ok["LoRAs"] == "3 found, and all mask prompts can be read"
+    assert "GiB forecast" in ok["memory"]
+    assert ok["time"].startswith("180 UNet rows a picture: about ")
+    assert sorted(studio.rglob("*")) == before
+
+
+def test_a_fit_that_would_run(capsys, manifest, tiny_dir, tmp_path):
+    arguments = ["--data.manifest", manifest, "--trainer.max_steps", "30", *model(tiny_dir)]
+    code, ok, problems = check(capsys, "fit", *arguments)
+    assert (code, problems) == (0, {})
+    assert ok["pictures"] == "2 LoRAs of 2 pictures, 0 of them are there, 2 to fit"
+    assert ok["memory"].startswith("a pack of 2, 0.")
+    assert "LoRAs an hour" in ok["time"]
+
+
+def test_problems_are_told_together_with_exit_code_1(capsys, manifest, tiny_dir, tmp_path):
+    manifest.write_text("content,style\nphoto.png,nowhere.png\n")
+    broken = tmp_path / "model.safetensors"
+    broken.write_bytes(b"\x00" * 100)
+    shared = ["--data.manifest", manifest, "--model.backbone", "StableDiffusion", "--trainer.accelerator", "cpu"]
+    wishes = ["--model.backbone.model", broken, "--output_dir", "out"]
+    code, _, problems = check(capsys, *shared, *wishes)
+    assert code == 1
+    assert "not a whole safetensors file" in problems["model"]
+    assert "nowhere.png" in problems["manifest"]
+
+
+def test_a_ceiling_that_is_too_low(capsys, manifest, studio, tiny_dir):
+    shared = ["--data.manifest", manifest, "--lora_dir", studio / "loras", *model(tiny_dir)]
+    code, _, problems = check(capsys, "predict", *shared, "--model.max_memory", "0.0001")
+    assert code == 1
+    assert "two rows, tiles and offloading still take" in problems["memory"]
+    code, _, problems = check(capsys, "fit", *shared, "--trainer.max_steps", "5", "--model.max_memory", "0.0001")
+    assert code == 1
+    assert "one LoRA with gradient checkpointing still take" in problems["memory"]
+
+
+def test_a_misspelt_key_ends_as_in_the_run(capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["check", "fit", "--model.rnak", "3"])
+    assert caught.value.code == 2
+    assert "did you mean" in capsys.readouterr().err
+
+
+def test_a_finding_reads_as_a_line():
+    assert str(Finding("model", "all is well")) == "ok       model      all is well"
+    assert str(Finding("model", "no such file", problem=True)).startswith("problem  model ")
+
+
+@pytest.mark.parametrize(
+    ("settings", "region"),
+    [
+        ({}, {}),
+        ({"guidance_scale": 1.0}, {}),
+        ({"injection": NoInjection()}, {}),
+        ({"injection": CrossLoRAInjection(0.2, 0.8, source_under_style=True)}, {}),
+        ({}, {"stop": 0.5}),
+        ({"inversion_refinements": 1}, {"start": 0.5}),
+    ],
+)
+def test_rows_are_counted_as_they_run(studio, tiny_dirs, settings, region, monkeypatch):
+    monkeypatch.undo()
+    from runs import stylize
+
+    rows, run = [], Denoiser._run
+    monkeypatch.setattr(Denoiser, "_run", lambda self, own, call: rows.append(len(own)) or run(self, own, call))
+    settings = {"num_inference_steps": 5, "content_lora": "off", **settings}
+    triple = Triple("one", studio / "photo.png", (StyleRegion(studio / "gold.png", **region),))
+    stylize(studio, tiny_dirs["epsilon"], triple, **settings)
+    stylizer = Stylizer(StableDiffusion(str(tiny_dirs["epsilon"])), **{"guidance_scale": 2.0, **settings})
+    style = 5 * (1 + stylizer.inversion_refinements) if region.get("start", 1.0) == 1 else 0
+    assert unet_rows(stylizer, triple) + style == sum(rows)

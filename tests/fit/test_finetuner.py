@@ -1,0 +1,312 @@
+"""Fitting: exact whatever the neighbors, bitwise the same after an interruption, careful with what is not finite."""
+
+import json
+from pathlib import Path
+
+import lightning
+import pytest
+import torch
+from PIL import Image
+from runs import KillAt, KilledError, finetune
+
+from diffstyler.adapters import LoRALibrary, read_lora
+from diffstyler.backbones import StableDiffusion
+from diffstyler.fit.data import FitData
+from diffstyler.fit.early_stop import EarlyStop
+from diffstyler.fit.finetuner import FitError, LoRAFinetuner
+from diffstyler.fit.losses import CleanLoss, MinSNRLoss
+
+
+def distance(a: dict, b: dict) -> float:
+    """‖a − b‖ / ‖b‖ over all weights."""
+    flat = [torch.cat([state[key].flatten() for key in sorted(b)]).double() for state in (a, b)]
+    return ((flat[0] - flat[1]).norm() / flat[1].norm()).item()
+
+
+def same(a: dict, b: dict) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_order_neighbors_and_slots_do_not_matter(tiny_dir, pictures, tmp_path):
+    """Three LoRAs of unequal lengths in two slots, so that they meet in other ways."""
+    settings = {"pack_size": 2, "deterministic": True}
+    fitted = [
+        finetune(tiny_dir, tmp_path / str(index), order, **settings)
+        for index, order in enumerate([pictures, pictures[::-1], [*pictures[1:], pictures[0]]])
+    ]
+    for other in fitted[1:]:
+        assert all(same(fitted[0][name], other[name]) for name in fitted[0])
+
+
+@pytest.fixture(scope="module")
+def whole(tiny_dirs, pictures, tmp_path_factory):
+    """Three LoRAs fitted without interruption."""
+    return finetune(tiny_dirs["epsilon"], tmp_path_factory.mktemp("whole"), pictures, pack_size=2, deterministic=True)
+
+
+@pytest.mark.parametrize("step", [1, 2, 4, 5])
+def test_resume_is_bitwise(tiny_dir, pictures, tmp_path, step, whole):
+    settings = {"pack_size": 2, "checkpoint_every": 2, "deterministic": True}
+    with pytest.raises(KilledError):
+        finetune(tiny_dir, tmp_path / "cut", pictures, callbacks=[KillAt(step)], **settings)
+    resumed = finetune(tiny_dir, tmp_path / "cut", pictures, **settings)
+    assert whole.keys() == resumed.keys()
+    assert all(same(whole[name], resumed[name]) for name in whole)
+
+
+def test_an_interrupted_run_saves_what_is_under_way(tiny_dir, pictures, tmp_path, whole):
+    class Interrupt(lightning.Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            if batch_idx == 1:
+                raise KilledError
+
+    settings = {"pack_size": 2, "deterministic": True}
+    with pytest.raises(KilledError):
+        finetune(tiny_dir, tmp_path / "cut", pictures, callbacks=[Interrupt()], **settings)
+    states = list((tmp_path / "cut" / ".unfinished").glob("*.pt"))
+    assert [torch.load(state)["step"] for state in states] == [2, 2]
+    resumed = finetune(tiny_dir, tmp_path / "cut", pictures, **settings)
+    assert all(same(whole[name], resumed[name]) for name in whole)
+
+
+def test_a_broken_lora_is_named_and_its_neighbors_are_not_touched(tiny_dir, pictures, tmp_path):
+    class Broken(MinSNRLoss):
+        def __call__(self, output, noised):
+            losses = super().__call__(output, noised)
+            return torch.cat([losses[:2], losses[2:] * float("nan")])
+
+    settings = {"pack_size": 2, "deterministic": True}
+    healthy = finetune(tiny_dir, tmp_path / "healthy", pictures[1:], loss=MinSNRLoss(), **settings)
+    with pytest.raises(FitError, match=r"blue\.png: the loss is nan at step 0, also at 0\.3 of its learning rate"):
+        finetune(tiny_dir, tmp_path / "broken", pictures[1:], loss=Broken(), **settings)
+    (failure,) = map(json.loads, (tmp_path / "broken" / "failures.jsonl").read_text().splitlines())
+    assert Path(failure["picture"]).name == "blue.png"
+    folders = [folder.name for folder in (tmp_path / "broken").glob("[!.]*/")]
+    assert [name.split("-")[0] for name in folders] == ["green"]
+    kept = read_lora(tmp_path / "broken" / folders[0]).state
+    assert same(kept, healthy["green"])
+
+
+def test_a_broken_lora_starts_again_at_a_lower_learning_rate(tiny_dir, pictures, tmp_path):
+    class BrokenOnce(MinSNRLoss):
+        calls = 0
+
+        def __call__(self, output, noised):
+            losses = super().__call__(output, noised)
+            self.calls += 1
+            return torch.cat([losses[:2], losses[2:] * float("nan")]) if self.calls == 2 else losses
+
+    settings = {"pack_size": 2, "deterministic": True}
+    healthy = finetune(tiny_dir, tmp_path / "healthy", pictures[1:], loss=MinSNRLoss(), **settings)
+    slower = finetune(
+        tiny_dir,
+        tmp_path / "slower",
+        pictures[2:],
+        loss=MinSNRLoss(),
+        optimizer=lambda params: torch.optim.AdamW(params, lr=3e-4),
+    )
+    retried = finetune(tiny_dir, tmp_path / "retried", pictures[1:], loss=BrokenOnce(), **settings)
+    assert same(retried["green"], healthy["green"])
+    assert distance(retried["blue"], slower["blue"]) < 1e-4
+    assert distance(healthy["blue"], slower["blue"]) > 1e-3
+    histories = {entry.identity.name: entry.history for entry in LoRALibrary(tmp_path / "retried").entries()}
+    expected = "the loss is nan at step 1; started again at 0.3 of its learning rate"
+    assert histories == {"green": (), "blue": (expected,)}
+    assert not (tmp_path / "retried" / "failures.jsonl").exists()
+
+
+def test_each_row_of_a_fit_manifest_has_its_own_settings(tiny_dir, pictures, tmp_path):
+    (tmp_path / "jobs.csv").write_text(
+        "picture,prompt,seed,steps,learning_rate,rank,alpha,gradient_clip\n"
+        f"{pictures[0]},a red square,5,2,0.002,2,6,0.5\n"
+        f"{pictures[1]},,,4,,,,\n"
+        f"{pictures[2]},,,,,7,,\n"
+    )
+    exactly = {"precision": "64-true"}  # AdamW's first steps have the gradient's sign, which rounding may turn
+    packed = finetune(tiny_dir, tmp_path / "packed", [], jobs=tmp_path / "jobs.csv", pack_size=3, **exactly)
+    ranks = {name: len(next(iter(state.values()))) for name, state in packed.items()}
+    assert ranks == {"red": 2, "green": 4, "blue": 7}
+    own = {"prompt": "a red square", "seed": 5, "steps": 2, "rank": 2, "alpha": 6, "gradient_clip": 0.5}
+    adamw = {"optimizer": lambda params: torch.optim.AdamW(params, lr=2e-3)}
+    alone = {
+        **finetune(tiny_dir, tmp_path / "red", pictures[:1], **own, **adamw, **exactly),
+        **finetune(tiny_dir, tmp_path / "green", pictures[1:2], steps=4, **exactly),
+        **finetune(tiny_dir, tmp_path / "blue", pictures[2:], rank=7, **exactly),
+    }
+    for name in packed:
+        assert distance(packed[name], alone[name]) < 1e-6
+    keys = [{e.identity.key for f in fs for e in LoRALibrary(tmp_path / f).entries()} for fs in (["packed"], alone)]
+    assert keys[0] == keys[1]  # however it is asked for, it is the same LoRA
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"rank": 2},
+        {"alpha": 8},
+        {"target_modules": ["to_v"]},
+        {"loss": CleanLoss()},
+        {"loss": MinSNRLoss()},
+        {"batch_size": 1},
+        {"gradient_clip": 1e-3},
+        {"early_stop": EarlyStop(every=1, patience=1, improvement=0.9)},
+        {"together": "monet", "pictures": (0, 1)},
+        {"seed": 1},
+        {"steps": 4},
+        {"optimizer": lambda params: torch.optim.SGD(params, lr=0.1)},
+        {"lr_scheduler": lambda optimizer: torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)},
+        {"precision": "bf16-mixed"},
+    ],
+    ids=lambda change: "-".join(change),
+)
+def test_every_setting_has_an_effect(tiny_dir, pictures, tmp_path, change):
+    plain = finetune(tiny_dir, tmp_path / "loras", pictures[:1])["red"]
+    used = [pictures[index] for index in change.get("pictures", (0,))]
+    change = {name: value for name, value in change.items() if name != "pictures"}
+    (changed,) = finetune(tiny_dir, tmp_path / "loras", used, **change).values()
+    assert not same(plain, changed)
+    assert len([f for f in (tmp_path / "loras").iterdir() if not f.name.startswith(".")]) == 2
+
+
+def test_loras_of_several_sizes_share_a_run(tiny_dir, pictures, tmp_path):
+    """Two slots, five LoRAs of two sizes: those of one size meet, and none depends on whom it meets."""
+    rows = [(0, 64), (1, 32), (2, 64), (0, 32), (2, 32)]
+    lines = [f"{pictures[index]},{size},{size},{name}" for name, (index, size) in enumerate(rows)]
+    files = []
+    for name, chosen in {"all": lines, "turned": lines[::-1]}.items():
+        (tmp_path / f"{name}.csv").write_text("\n".join(["picture,resolution,crop_size,seed", *chosen]))
+        finetune(tiny_dir, tmp_path / name, [], jobs=tmp_path / f"{name}.csv", pack_size=2, deterministic=True, steps=2)
+        files.append({p.parent.name: p.read_bytes() for p in (tmp_path / name).glob("[!.]*/*.safetensors")})
+    assert len(files[0]) == 5
+    assert files[0] == files[1]
+    crops = [entry.identity.settings["crops"] for entry in LoRALibrary(tmp_path / "all").entries()]
+    assert sorted(crop["crop_size"] for crop in crops) == [32, 32, 32, 64, 64]
+
+
+def test_a_lora_stops_early_and_its_neighbor_goes_on(tiny_dir, pictures, tmp_path, whole):
+    stop = EarlyStop(every=1, patience=1, improvement=0.9)  # nothing falls so far: the second look is the last
+    looking = {"pack_size": 2, "deterministic": True, "early_stop": stop}
+    stopped = finetune(tiny_dir, tmp_path / "stopped", pictures, **looking)
+    plain = finetune(tiny_dir, tmp_path / "plain", pictures, steps=2, pack_size=2, deterministic=True)
+    assert all(same(stopped[name], plain[name]) for name in plain)
+    entries = LoRALibrary(tmp_path / "stopped").entries()
+    assert [entry.steps_taken for entry in entries] == [2, 2, 2]
+    assert entries[0].identity.settings["steps"] == 3
+    assert entries[0].identity.settings["early_stop"]["patience"] == 1
+    assert {entry.steps_taken for entry in LoRALibrary(tmp_path / "plain").entries()} == {2}
+    patient = {**looking, "early_stop": EarlyStop(every=1, patience=9)}
+    through = finetune(tiny_dir, tmp_path / "through", pictures, **patient)
+    assert all(same(through[name], whole[name]) for name in whole)  # looking changes nothing
+
+
+def test_one_lora_learns_several_pictures_in_any_order(tiny_dir, pictures, tmp_path):
+    settings = {"together": "monet", "deterministic": True}
+    one = finetune(tiny_dir, tmp_path / "one", pictures, **settings)
+    other = finetune(tiny_dir, tmp_path / "other", [*pictures[::-1], pictures[0]], **settings)
+    fewer = finetune(tiny_dir, tmp_path / "fewer", pictures[:2], **settings)
+    assert list(one) == ["monet"]
+    assert same(one["monet"], other["monet"])
+    assert not same(one["monet"], fewer["monet"])
+    (a,), (b,), (c,) = (LoRALibrary(tmp_path / name).entries() for name in ("one", "other", "fewer"))
+    assert a.identity == b.identity
+    assert a.identity.picture != c.identity.picture
+    assert a.identity.settings["pictures"] == 3
+
+
+@pytest.mark.parametrize("wrong", [{"jobs": Path("jobs.csv")}, {"together": ""}])
+def test_together_is_one_lora_with_a_name(pictures, wrong):
+    with pytest.raises(ValueError, match=r"data\.together"):
+        FitData(pictures=pictures, **{"together": "monet", **wrong})
+
+
+def test_previews_do_not_depend_on_neighbors(tiny_dir, pictures, tmp_path):
+    files = []
+    for name, order in {"all": pictures, "turned": pictures[::-1]}.items():
+        finetune(tiny_dir, tmp_path / name, order, steps=1, pack_size=2, deterministic=True, preview_steps=2)
+        files.append({path.parent.name: path.read_bytes() for path in (tmp_path / name).glob("*/preview.png")})
+    assert len(set(files[0].values())) == 3
+    assert files[0] == files[1]
+
+
+def test_equal_crops_are_encoded_once(tiny_dir, tmp_path, monkeypatch):
+    encoded, real = [], StableDiffusion.encode_image
+    monkeypatch.setattr(StableDiffusion, "encode_image", lambda self, pixels: encoded.append(1) or real(self, pixels))
+    Image.radial_gradient("L").crop((0, 0, 64, 64)).convert("RGB").save(tmp_path / "square.png")
+    finetune(tiny_dir, tmp_path / "loras", [tmp_path / "square.png"], steps=1)
+    assert len(encoded) == 2  # the picture and its mirror image, for three crops
+
+
+def test_a_pack_fills_the_free_memory(tiny_dir, pictures, tmp_path, monkeypatch):
+    from diffstyler.fit import finetuner
+    from diffstyler.memory import measure
+
+    widths, costs, slots = [], [], LoRAFinetuner._slot_memory
+
+    def remember(finetuner) -> int:
+        costs.append(slots(finetuner))
+        return costs[-1]
+
+    class Width(lightning.Callback):
+        def on_train_start(self, trainer, pl_module):
+            widths.append(pl_module.pack.slots)
+
+    monkeypatch.setattr(LoRAFinetuner, "_slot_memory", remember)
+    settings = {"pack_size": "auto", "steps": 1, "callbacks": [Width()]}
+    finetune(tiny_dir, tmp_path / "one", pictures[:1], **settings)
+    monkeypatch.setattr(finetuner, "free_memory", lambda device, processes: int(2.5 * costs[0]))
+    three = finetune(tiny_dir, tmp_path / "two", pictures, **settings)
+    assert widths == [1, 2]
+    assert len(three) == 3
+    assert costs[0] == costs[1] > 2**20
+    assert measure.WIDTHS[0] == 1
+
+
+def test_gradient_checkpointing_gives_the_same_lora(tiny_dir, pictures, tmp_path):
+    plain = finetune(tiny_dir, tmp_path / "plain", pictures[:1])["red"]
+    saved = finetune(tiny_dir, tmp_path / "saved", pictures[:1], gradient_checkpointing=True)["red"]
+    assert distance(plain, saved) < 1e-5
+
+
+def test_bitsandbytes_optimizer(tiny_dir, pictures, tmp_path):
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+    fitted = finetune(
+        tiny_dir, tmp_path / "loras", pictures[:1], optimizer=lambda p: bitsandbytes.optim.AdamW8bit(p, lr=1e-3)
+    )
+    plain = finetune(tiny_dir, tmp_path / "plain", pictures[:1])
+    assert 0 < distance(fitted["red"], plain["red"]) < 0.2
+
+
+def test_steps_must_be_given(tiny_dir, pictures, tmp_path):
+    with pytest.raises(ValueError, match=r"trainer\.max_steps"):
+        finetune(tiny_dir, tmp_path / "loras", pictures[:1], steps=-1)
+
+
+def test_a_mask_changes_what_is_learned_and_not_the_neighbor(tiny_dir, tmp_path, pictures):
+    rows = [{"picture": str(path)} for path in pictures[:2]]
+    fitted = {}
+    for name, mask in {"whole": "everything", "part": "box: 0,0,24,64"}.items():
+        jobs = tmp_path / f"{name}.jsonl"
+        jobs.write_text("\n".join(map(json.dumps, [rows[0] | {"mask": mask}, rows[1]])))
+        fitted[name] = finetune(tiny_dir, tmp_path / name, [], jobs=jobs, pack_size=2, deterministic=True)
+    assert not same(fitted["whole"]["red"], fitted["part"]["red"])
+    assert same(fitted["whole"]["green"], fitted["part"]["green"])
+
+
+def test_the_mask_is_part_of_what_a_lora_is(tiny_dir, tmp_path, pictures):
+    from diffstyler.predict.adapter_cache import AdapterShelf
+    from diffstyler.predict.adapter_resolver import MissingLoRAError
+    from diffstyler.types import StyleRegion, Triple
+
+    jobs = tmp_path / "jobs.jsonl"
+    jobs.write_text(json.dumps({"picture": str(pictures[0]), "mask": "box: 0,0,24,64"}))
+    finetune(tiny_dir, tmp_path / "loras", [], jobs=jobs)
+    (fitted,) = LoRALibrary(tmp_path / "loras").entries()
+    assert fitted.identity.settings["mask"] == "box: 0,0,24,64"
+    shelf = AdapterShelf(LoRALibrary(tmp_path / "loras"), StableDiffusion(str(tiny_dir)))
+
+    def triple(**more) -> Triple:
+        return Triple("a", pictures[1], (StyleRegion(pictures[0], **more),))
+
+    shelf.find([triple(style_mask="box: 0,0,24,64")], "off", None)
+    with pytest.raises(MissingLoRAError, match="1 style pictures have no LoRA"):
+        shelf.find([triple()], "off", None)

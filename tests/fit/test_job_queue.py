@@ -1,0 +1,222 @@
+"""Jobs shared through a folder: none done twice, none lost, whoever is killed."""
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from runs import DDP, children, start, wait_for
+
+from diffstyler.adapters import LoRAIdentity, LoRALibrary, read_lora
+from diffstyler.cli.main import main
+from diffstyler.fit.crops import FitPicture
+from diffstyler.fit.job_queue import Failure, FailureLog, Farm
+from diffstyler.fit.jobs import FitJob
+
+
+def jobs(*steps: int) -> list[FitJob]:
+    return [
+        FitJob(
+            FitPicture(Path(f"{index}.png"), str(index), "", 0),
+            LoRAIdentity("style", str(index), str(index), "model", {}),
+            steps=number,
+        )
+        for index, number in enumerate(steps)
+    ]
+
+
+def write(folder: Path) -> None:
+    (folder / "weights").write_text("weights")
+
+
+def names(farm: Farm) -> list[str]:
+    return [entry.identity.name for entry in farm.finished]
+
+
+@pytest.fixture
+def library(tmp_path: Path) -> LoRALibrary:
+    return LoRALibrary(tmp_path)
+
+
+def test_the_largest_wanted_job_comes_first(library):
+    farm = Farm(library, jobs(5, 20, 10))
+    farm.order(lambda job: -job.steps)
+    assert [farm.claim(lambda job: job.steps > 5).steps for _ in range(2)] == [10, 20]
+    assert farm.claim(lambda job: job.steps > 5) is None
+    assert farm.claim().steps == 5
+
+
+def test_the_longest_job_comes_first(library):
+    farm = Farm(library, jobs(5, 20, 10))
+    claimed = [farm.claim() for _ in range(4)]
+    assert [job and job.steps for job in claimed] == [20, 10, 5, None]
+
+
+def test_jobs_of_equal_identity_count_once(library):
+    assert len(Farm(library, [*jobs(5, 5), *jobs(5)]).waiting) == 2
+
+
+def test_a_job_is_claimed_by_one_farm_alone(library):
+    one, other = Farm(library, jobs(3, 2)), Farm(library, jobs(3, 2))
+    first, second = one.claim(), other.claim()
+    assert (first.steps, second.steps) == (3, 2)
+    assert one.claim() is None
+    assert len(one.waiting) == 1
+    one.publish(first, write, ["it was hard"])
+    assert one.claim() is None
+    other.close()
+    assert one.claim() == second
+    assert other.claim() is None
+    one.publish(second, write)
+    assert names(one) == ["0", "1"]
+    assert names(Farm(library, jobs(3, 2))) == ["0", "1"]
+    assert one.finished[0].history == ("it was hard",)
+    assert list((library.lora_dir / ".unfinished").iterdir()) == []
+
+
+def test_what_another_process_finished_is_found(library):
+    one, other = Farm(library, jobs(3, 2)), Farm(library, jobs(3, 2))
+    one.publish(one.claim(), write)
+    assert other.claim().steps == 2
+    assert names(other) == ["0"]
+    other.close()
+
+
+def test_what_others_finished_is_noticed_without_claiming(library):
+    one, other = Farm(library, jobs(3, 2)), Farm(library, jobs(3, 2))
+    one.publish(one.claim(), write, steps_taken=2)
+    other.notice()
+    assert names(other) == ["0"]
+    assert other.finished[0].steps_taken == 2
+    assert [job.steps for job in other.waiting] == [2]
+
+
+def test_a_failed_job_is_not_tried_again_in_this_run(library):
+    one, other = Farm(library, jobs(3)), Farm(library, jobs(3))
+    one.fail(one.claim(), "broken")
+    assert other.claim() is None
+    assert [failure.reason for failure in other.failed()] == ["broken"]
+    assert Farm(library, []).failed() == []
+    other.failures.clear({"content"})
+    assert other.failed()
+    other.failures.clear({"style"})
+    assert not (library.lora_dir / "failures.jsonl").exists()
+    assert Farm(library, jobs(3)).claim()
+
+
+def test_failures_hold_one_line_for_each_lora(tmp_path):
+    log = FailureLog(tmp_path)
+    for key, reason in [("a", "old"), ("b", "Ü"), ("a", "new")]:
+        log.add(Failure(key, "style", "p.png", reason))
+    assert [(failure.key, failure.reason) for failure in log.read()] == [("b", "Ü"), ("a", "new")]
+    assert len((tmp_path / "failures.jsonl").read_text().splitlines()) == 2
+
+
+# ---- the real command, with processes that are really killed
+
+
+@pytest.fixture(scope="module")
+def command(tiny_dirs, tmp_path_factory) -> list[str]:
+    """Five pictures, the tiny model."""
+    folder = tmp_path_factory.mktemp("pictures")
+    for index in range(5):
+        image = Image.effect_mandelbrot((72, 64), (-2.5 + index, -2, 2, 2), 20).convert("RGB")
+        image.save(folder / f"p{index}.png")
+    options = {
+        "data.pictures": json.dumps([str(path) for path in sorted(folder.glob("*.png"))]),
+        "data.pack_size": "2",
+        "data.crops.crop_size": "64",
+        "data.crops.count": "2",
+        "model.backbone": "StableDiffusion",
+        "model.backbone.model": str(tiny_dirs["epsilon"]),
+        "model.rank": "2",
+        "model.preview_steps": "0",
+        "model.checkpoint_every": "2",
+        "trainer.max_steps": "6",
+        "trainer.logger": "false",
+        "trainer.accelerator": "cpu",
+        "trainer.deterministic": "true",
+    }
+    return ["fit", *(part for name, value in options.items() for part in (f"--{name}", value))]
+
+
+@pytest.fixture(scope="module")
+def expected(command, tmp_path_factory) -> dict[str, bytes]:
+    folder = tmp_path_factory.mktemp("expected")
+    assert fit(command, folder) == 0
+    return weights(folder)
+
+
+def fit(command: list[str], folder: Path, *more: str) -> int:
+    try:
+        return main([*command, "--lora_dir", str(folder), *more])
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def weights(folder: Path) -> dict[str, bytes]:
+    return {file.parent.name: file.read_bytes() for file in folder.glob("[!.]*/*.safetensors")}
+
+
+def test_two_ranks_share_the_jobs(command, expected, tmp_path):
+    process = start(command, tmp_path, *DDP)
+    _, error = process.communicate(timeout=120)
+    assert process.returncode == 0, error
+    assert weights(tmp_path) == expected
+    assert list((tmp_path / ".unfinished").iterdir()) == []
+
+
+def test_fewer_jobs_than_ranks(command, expected, tmp_path):
+    one = json.dumps(json.loads(command[command.index("--data.pictures") + 1])[:1])
+    process = start([*command, "--data.pictures", one, "--data.pack_size", "1"], tmp_path, *DDP)
+    _, error = process.communicate(timeout=120)
+    assert process.returncode == 0, error
+    assert len(weights(tmp_path)) == 1
+
+
+TOGETHER = ("--data.together", "dots", "--model.batch_size", "3", "--trainer.precision", "64-true")
+
+
+def test_two_ranks_fit_one_lora_together(command, tmp_path):
+    process = start([*command, *TOGETHER], tmp_path / "two", *DDP)
+    _, error = process.communicate(timeout=120)
+    assert process.returncode == 0, error
+    assert fit([*command, *TOGETHER], tmp_path / "one") == 0
+    states = [read_lora(next((tmp_path / name).glob("dots-*"))).state for name in ("one", "two")]
+    flat = [torch.cat([state[key].flatten().double() for key in sorted(state)]) for state in states]
+    assert (flat[0] - flat[1]).norm() / flat[0].norm() < 1e-6
+
+
+def test_a_team_needs_a_row_for_each_rank(command, tmp_path):
+    process = start([*command, *TOGETHER, "--model.batch_size", "1"], tmp_path, *DDP)
+    _, error = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert "expected at least a row for each of the 2 ranks that fit 'dots' together, got 1" in error
+
+
+@pytest.mark.parametrize("whom", ["one rank", "all"])
+def test_a_killed_run_goes_on_with_another_number_of_ranks(command, expected, tmp_path, whom):
+    process = start(command, tmp_path, *DDP)
+    wait_for(tmp_path, ".unfinished/*.pt")
+    if whom == "all":
+        os.killpg(process.pid, signal.SIGKILL)
+    else:
+        os.kill(children(process)[0], signal.SIGKILL)
+    process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert fit(command, tmp_path) == 0
+    assert weights(tmp_path) == expected
+    assert list((tmp_path / ".unfinished").iterdir()) == []
+
+
+def test_a_terminated_run_says_so_and_goes_on(command, expected, tmp_path):
+    process = start(command, tmp_path)
+    wait_for(tmp_path, ".unfinished/*.pt")
+    process.terminate()
+    process.communicate(timeout=120)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert fit(command, tmp_path) == 0
+    assert weights(tmp_path) == expected

@@ -1,0 +1,109 @@
+"""A packed LoRA equals the same LoRA fitted alone by peft and a plain loop."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model_state_dict
+from runs import finetune
+from torch.nn.functional import mse_loss
+
+from diffstyler.adapters import LoRAPack, Rows
+from diffstyler.backbones import StableDiffusion
+from diffstyler.fit.crops import Crops, FitPicture
+from diffstyler.fit.finetuner import ATTENTION
+from diffstyler.fit.jobs import FitJob
+from diffstyler.fit.slot import LossScale, open_slot
+from diffstyler.images import load_image, picture_sha256
+
+DTYPES = {"64-true": torch.float64, "32-true": torch.float32}
+
+
+def fit_with_peft(folder: Path, path: Path, *, steps: int, dtype: torch.dtype, rank: int = 4, alpha: int = 4, lr=1e-3):
+    """As the field fits one LoRA: add_adapter, AdamW, clip; only the draws and the initial A are ours."""
+    backbone = StableDiffusion(str(folder)).load(dtype)
+    picture = FitPicture(path, picture_sha256(load_image(path)), "painting of <sss>", 0)
+    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(ATTENTION))
+    with torch.no_grad():
+        pixels, _ = picture.crops(Crops(resolution=64, crop_size=64, count=3), resolution=64, multiple=8)
+        latents = torch.cat([backbone.encode_image(crop[None]) for crop in pixels])
+        prompt = backbone.encode_prompt([picture.prompt])
+    pack = LoRAPack(backbone.unet, config, 1, dtype=dtype)
+    slot = open_slot(
+        FitJob(picture, None, steps, config),
+        0,
+        pack,
+        latents,
+        prompt,
+        torch.optim.AdamW,
+        lambda optimizer: torch.optim.lr_scheduler.ConstantLR(optimizer),
+        loss_scale=LossScale(),
+    )
+    initial = {name: tensor.to(dtype) for name, tensor in pack.state_dict(0).items()}
+    pack.detach()
+    backbone.unet.add_adapter(config)
+    weights = {n.replace(".default", ""): p for n, p in backbone.unet.named_parameters() if p.requires_grad}
+    assert weights.keys() == initial.keys()
+    for name, parameter in weights.items():
+        parameter.data = initial[name].clone().to(dtype)
+    optimizer = torch.optim.AdamW(weights.values(), lr=lr)
+    for slot.step in range(steps):
+        draw = slot.draw(2, len(backbone.alphas_cumprod))
+        alphas = backbone.alphas_cumprod[draw.timesteps].to(dtype).view(-1, 1, 1, 1)
+        clean, noise = draw.clean.to(dtype), draw.noise.to(dtype)
+        noised = alphas.sqrt() * clean + (1 - alphas).sqrt() * noise
+        tokens = prompt.tokens.expand(2, -1, -1)
+        loss = mse_loss(backbone.unet(noised, draw.timesteps, encoder_hidden_states=tokens).sample, noise)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(weights.values(), 1.0)
+        optimizer.step()
+    return get_peft_model_state_dict(backbone.unet)
+
+
+@pytest.mark.parametrize(
+    ("precision", "steps", "bound"), [("64-true", 6, 1e-10), ("32-true", 50, 1e-4)], ids=["fp64", "fp32"]
+)
+def test_a_packed_lora_equals_pefts_own(tiny_dir, pictures, tmp_path, precision, steps, bound, monkeypatch):
+    expected = fit_with_peft(tiny_dir, pictures[0], steps=steps, dtype=DTYPES[precision])
+    rows, kept = [], LoRAPack.state_dict
+
+    def remember(pack, slot, *more):  # in the pack's own precision, before a file rounds it
+        rows.append(pack.flat.detach()[slot].clone())
+        return kept(pack, slot, *more)
+
+    monkeypatch.setattr(LoRAPack, "state_dict", remember)
+    finetune(tiny_dir, tmp_path, pictures, steps=steps, pack_size=3, precision=precision)
+    names = [key.removesuffix(".lora_A.weight") for key in expected if ".lora_A." in key]
+    oracle = torch.cat([expected[f"{name}.lora_{m}.weight"].flatten() for name in names for m in "AB"])
+    errors = sorted(((row - oracle).norm() / oracle.norm()).item() for row in rows)
+    assert len(errors) == 3
+    assert errors[0] < bound
+    assert errors[1] > 0.01
+
+
+@pytest.mark.filterwarnings(r"ignore:The \.grad attribute of a Tensor")  # Dynamo looks at every input
+def test_a_refilled_slot_compiles_nothing_again(tiny):
+    """The adapters' hooks are part of the one compiled graph, and equal the eager ones; slots are its inputs."""
+    from torch._dynamo.utils import counters
+
+    pack = LoRAPack(tiny.unet, LoraConfig(r=4, target_modules=["to_q", "to_v"]), 2)
+    pack.train()
+    latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    timesteps, prompts = torch.tensor([1, 700]), tiny.encode_prompt(["a red tree", "the sea"])
+
+    def gradient(seed: int) -> torch.Tensor:
+        for slot in range(2):
+            pack.init_slot(slot, seed=seed + slot, scale=0.5 + seed)
+        pack.flat.grad = None
+        with pack.rows(Rows(None)):
+            tiny.predict(latents, timesteps, prompts).square().sum().backward()
+        return pack.flat.grad
+
+    eager = [gradient(seed) for seed in (0, 5)]
+    counters.clear()
+    tiny.unet.compile(dynamic=False, backend="aot_eager")
+    compiled = [gradient(seed) for seed in (0, 5)]
+    torch.testing.assert_close(compiled, eager)
+    assert counters["stats"]["unique_graphs"] == 1
+    assert not counters["graph_break"]

@@ -1,0 +1,224 @@
+"""A slot in the making: its randomness is its own, and an interruption leaves no trace."""
+
+import math
+from collections import OrderedDict
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig
+from torch import nn
+
+from diffstyler.adapters import LoRAIdentity, LoRAPack, Rows
+from diffstyler.fit.crops import FitPicture
+from diffstyler.fit.early_stop import EarlyStop
+from diffstyler.fit.jobs import FitJob
+from diffstyler.fit.slot import LossScale, NonFiniteLossError, Slot, open_slot
+from diffstyler.types import PromptEmbeds
+
+
+def open_slots(*seeds: int, optimizer=None, gradient_clip=None, early_stop=None, **loss_scale) -> list[Slot]:
+    """LoRAs with these seeds on one linear layer."""
+    layer = nn.Linear(16, 16, bias=False)
+    layer.weight.data = torch.eye(16)
+    model = nn.Sequential(OrderedDict(to_q=layer)).requires_grad_(False)
+    pack = LoRAPack(model, LoraConfig(r=2, target_modules=["to_q"]), len(seeds))
+    pack.train()
+    latents = torch.randn(3, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    slots = []
+    for index, seed in enumerate(seeds):
+        picture = FitPicture(Path(f"{seed}.png"), f"{seed}", "a picture", seed)
+        job = FitJob(
+            picture,
+            LoRAIdentity("style", f"{seed}", f"{seed}", "model", {}),
+            steps=6,
+            config=LoraConfig(r=2, lora_alpha=2),
+            gradient_clip=gradient_clip,
+            early_stop=early_stop,
+        )
+        slots.append(
+            open_slot(
+                job,
+                index,
+                pack,
+                latents,
+                PromptEmbeds(torch.zeros(1, 2, 4)),
+                optimizer or (lambda weights: torch.optim.AdamW(weights, lr=0.1)),
+                lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, 2),
+                loss_scale=LossScale(**loss_scale),
+            )
+        )
+        slots[-1].model = model
+    return slots
+
+
+def backward(slots: list[Slot]) -> torch.Tensor:
+    """One step's losses of slots of one pack, their gradients left in it."""
+    pack, draws = slots[0].pack, [slot.draw(2, 1000) for slot in slots]
+    inputs, noise = (torch.cat([getattr(d, kind) for d in draws]).flatten(1) for kind in ("clean", "noise"))
+    pack.flat.grad = None
+    with pack.rows(Rows(None)):
+        errors = (slots[0].model(inputs) - noise).square().mean(1)
+    losses = errors.view(len(slots), 2).mean(1)
+    (losses * torch.tensor([slot.loss_scale.value for slot in slots])).sum().backward()
+    return losses.detach()
+
+
+def train(*slots: Slot, steps: int) -> None:
+    for _ in range(steps):
+        losses = backward(list(slots))
+        for slot, loss in zip(slots, losses, strict=True):
+            slot.update(loss.item(), slot.gradient_norm().item())
+
+
+def test_draws_depend_on_seed_and_step_alone():
+    (alone,), (_, neighbor) = open_slots(7), open_slots(1, 7)
+    torch.rand(5)  # the global generator plays no part
+    for field in ("clean", "noise", "timesteps"):
+        assert torch.equal(getattr(alone.draw(4, 1000), field), getattr(neighbor.draw(4, 1000), field))
+    first = alone.draw(4, 1000).noise
+    alone.step = 1
+    assert not torch.equal(alone.draw(4, 1000).noise, first)
+    assert not torch.equal(open_slots(8)[0].draw(4, 1000).noise, first)
+
+
+def test_draws_are_in_range():
+    (slot,) = open_slots(7)
+    draw = slot.draw(2000, 10)
+    assert draw.timesteps.unique().tolist() == list(range(10))
+    assert {tuple(crop.flatten().tolist()) for crop in draw.clean} == {
+        tuple(c.flatten().tolist()) for c in slot.latents
+    }
+    assert draw.noise.std().item() == pytest.approx(1, abs=0.02)
+
+
+def test_held_out_rows_are_fixed_and_over_all_noise_levels():
+    (slot,) = open_slots(7, early_stop=EarlyStop(rows=10))
+    parts = slot.draw_held_out(4, 1200)
+    assert [len(part.noise) for part in parts] == [4, 4, 4]
+    timesteps = torch.cat([part.timesteps for part in parts])
+    assert (timesteps // 100).tolist() == list(range(12))
+    trained = [slot.draw(4, 1200).noise]
+    slot.step = 3
+    trained.append(slot.draw(4, 1200).noise)
+    for part, again in zip(parts, slot.draw_held_out(4, 1200), strict=True):
+        assert torch.equal(part.noise, again.noise)
+        assert torch.equal(part.clean, again.clean)
+        assert not any(torch.equal(part.noise, noise) for noise in trained)
+
+
+def test_it_looks_every_so_many_steps_and_stops_early(tmp_path):
+    (slot,) = open_slots(7, early_stop=EarlyStop(every=2, patience=1, smoothing=0.0))
+    seen = []
+    while not slot.done:
+        train(slot, steps=1)
+        if slot.due:
+            slot.held_out.append([1.0, 0.5, 0.6][len(seen)])
+            seen.append(slot.step)
+    assert (seen, slot.step, slot.stopped) == ([2, 4, 6], 6, True)
+    slot.save(tmp_path / "state.pt")
+    (resumed,) = open_slots(7, early_stop=EarlyStop(every=2, patience=1, smoothing=0.0))
+    resumed.restore(tmp_path / "state.pt")
+    assert resumed.stopped
+    assert not resumed.due
+
+
+def test_training_learns_each_row_apart():
+    slots, (alone,) = open_slots(1, 7), open_slots(7)
+    before = [slot.weights.detach().clone() for slot in slots]
+    train(*slots, steps=3)
+    train(alone, steps=3)
+    torch.testing.assert_close(slots[1].weights, alone.weights)
+    assert torch.equal(slots[1].pack.flat[1], slots[1].weights)
+    assert not any(torch.equal(slot.weights, b) for slot, b in zip(slots, before, strict=True))
+    assert [slot.step for slot in slots] == [3, 3]
+    assert len(slots[0].losses) == 3
+    train(alone, steps=3)
+    assert alone.done
+
+
+def test_an_interruption_leaves_no_trace(tmp_path):
+    (through,), (interrupted,) = open_slots(7), open_slots(7)
+    train(through, steps=6)
+    train(interrupted, steps=3)
+    interrupted.save(tmp_path / "new" / "state.pt")
+    (resumed,) = open_slots(7)
+    resumed.restore(tmp_path / "new" / "state.pt")
+    train(resumed, steps=3)
+    assert torch.equal(resumed.weights, through.weights)
+    assert torch.equal(resumed.pack.flat, through.pack.flat)
+    assert resumed.losses == through.losses
+    assert resumed.optimizer.param_groups[0]["lr"] == through.optimizer.param_groups[0]["lr"] == pytest.approx(1e-4)
+    assert [file.name for file in (tmp_path / "new").iterdir()] == ["state.pt"]
+
+
+@pytest.mark.parametrize("clip", [None, 0.1, 1e6])
+def test_the_gradient_is_unscaled_and_clipped(clip):
+    (slot,) = open_slots(
+        7, optimizer=lambda weights: torch.optim.SGD(weights, lr=1.0), gradient_clip=clip, value=8.0, dynamic=True
+    )
+    before = slot.weights.detach().clone()
+    loss = backward([slot]).item()
+    gradient = slot.pack.flat.grad[0].clone() / 8
+    norm = slot.gradient_norm().item()
+    assert norm == pytest.approx(gradient.norm().item())
+    assert norm > 0.1
+    slot.update(loss, norm)
+    expected = gradient * min(1, (clip or math.inf) / norm)
+    torch.testing.assert_close(before - slot.weights, expected)
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_ends_it(loss):
+    (slot,) = open_slots(7)
+    backward([slot])
+    before = slot.weights.detach().clone()
+    with pytest.raises(NonFiniteLossError, match=f"the loss is {loss}"):
+        slot.update(loss, slot.gradient_norm().item())
+    assert torch.equal(slot.weights, before)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_an_overflow_skips_the_step_and_halves_the_scale(first):
+    (slot,) = open_slots(7, value=1024.0, dynamic=True)
+    if not first:
+        train(slot, steps=1)
+    before = slot.weights.detach().clone()
+    backward([slot])
+    slot.pack.flat.grad[0, 0] = torch.inf
+    slot.update(1.0, slot.gradient_norm().item())
+    assert slot.loss_scale.value == 512
+    assert torch.equal(slot.weights, before)
+    train(slot, steps=1)
+    assert not torch.equal(slot.weights, before)
+
+
+def test_loss_scale_grows_after_steps_without_overflow():
+    scale = LossScale(8.0, dynamic=True, growth_interval=3)
+    values = []
+    for finite in [True, True, True, False, True, True, True]:
+        scale.update(finite)
+        values.append(scale.value)
+    assert values == [8, 8, 16, 8, 8, 8, 16]
+
+
+def test_loss_scale_gives_up():
+    scale = LossScale(2.0, dynamic=True)
+    scale.update(False)
+    with pytest.raises(NonFiniteLossError, match="the gradient is not finite"):
+        scale.update(False)
+    fixed = LossScale()
+    fixed.update(True)
+    assert fixed.value == 1
+    with pytest.raises(NonFiniteLossError):
+        fixed.update(False)
+
+
+def test_closing_empties_the_row_alone():
+    slots = open_slots(1, 7)
+    train(*slots, steps=1)
+    kept = slots[1].weights.detach().clone()
+    slots[0].close()
+    assert not slots[0].pack.flat[0].any()
+    assert slots[0].pack.scale.tolist() == [0, 1]
+    assert torch.equal(slots[0].pack.flat[1], kept)

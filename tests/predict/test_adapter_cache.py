@@ -1,0 +1,143 @@
+"""The LoRAs of a run on the loaded model: what matches acts, text encoders included; what does not is an error."""
+
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from peft import LoraConfig
+from safetensors.torch import load_file, save_file
+from tiny_models import tiny_pipeline
+
+from diffstyler.adapters import LoRAPack, read_lora, save_kohya, save_lora
+from diffstyler.backbones import StableDiffusionXL
+from diffstyler.predict.adapter_cache import ForeignLoRAError
+from diffstyler.predict.stylizer import Stylizer
+from diffstyler.types import StyleRegion, Triple
+
+PROMPT = "a red tree"
+
+
+@pytest.fixture
+def files(tiny, tmp_path) -> dict[str, Path]:
+    """A LoRA with a text-encoder part, and one without."""
+    texts = {"text_encoder": random_part(tiny.text_encoder, ["q_proj", "v_proj", "fc1"], 1)}
+    paths = {}
+    for name, text in {"both": texts, "unet": {}}.items():
+        state, config = random_part(tiny.unet, ["to_v"], 2)
+        paths[name] = save_lora(tmp_path / name, state, config, text_encoders=text)
+    return paths
+
+
+def random_part(model: torch.nn.Module, targets: list[str], seed: int) -> tuple[dict[str, torch.Tensor], LoraConfig]:
+    config = LoraConfig(r=2, lora_alpha=6, target_modules=targets)
+    pack = LoRAPack(model, config, 1)
+    pack.flat.normal_(0, 0.2, generator=torch.Generator().manual_seed(seed))
+    pack.detach()
+    return pack.state_dict(0), config
+
+
+def stylizer(tiny, *paths: Path, **settings) -> Stylizer:
+    """With these LoRAs found, matched and loaded."""
+    made = Stylizer(tiny, output_dir=None, content_lora="off", **settings)
+    made.shelf.find([Triple(path.stem, path, (StyleRegion(path),)) for path in paths], "off", None)
+    made.shelf.match()
+    made.shelf.load({made.shelf.style(path).path for path in paths}, torch.device("cpu"))
+    return made
+
+
+@torch.no_grad()
+def test_prompts_are_encoded_under_the_lora_as_diffusers_does(tiny, tiny_dir, files):
+    made = stylizer(tiny, files["unet"], files["both"])
+    base = tiny.encode_prompt([PROMPT]).tokens
+    pipe = StableDiffusionPipeline.from_pretrained(tiny_dir)
+    pipe.load_lora_weights(files["both"].parent, adapter_name="it")
+    seen = []
+    for strength in (1.0, 0.5):
+        pipe.set_adapters(["it"], [strength])
+        theirs, _ = pipe.encode_prompt(PROMPT, "cpu", 1, False)
+        seen.append(made._embed(PROMPT, made.shelf.style(files["both"]), strength).tokens)
+        torch.testing.assert_close(seen[-1], theirs, atol=1e-5, rtol=1e-4)
+        assert (theirs - base).abs().max() > 1e-2
+    assert not torch.allclose(*seen, atol=1e-3)
+    assert made._embed(PROMPT, made.shelf.style(files["both"]), 0.5).tokens is seen[1]
+
+
+@torch.no_grad()
+def test_nothing_of_a_lora_leaves_the_embeddings_bitwise(tiny, files):
+    base = tiny.encode_prompt([PROMPT]).tokens
+    made = stylizer(tiny, files["unet"], files["both"])
+    assert torch.equal(made._embed(PROMPT).tokens, base)
+    assert torch.equal(made._embed(PROMPT, made.shelf.style(files["unet"])).tokens, base)
+    assert torch.equal(made._embed(PROMPT, made.shelf.style(files["both"]), 0.0).tokens, base)
+    made.shelf.close()
+    assert torch.equal(tiny.encode_prompt([PROMPT]).tokens, base)
+
+
+def broken(path: Path, **changes: torch.Tensor) -> Path:
+    """A copy with further keys."""
+    changed = {name.replace("__", "."): tensor for name, tensor in changes.items()}
+    save_file(load_file(path) | changed, path.with_name("broken.safetensors"))
+    return path.with_name("broken.safetensors")
+
+
+FOREIGN = {
+    "unet__nowhere__to_v__lora_A__weight": torch.ones(2, 32),
+    "unet__nowhere__to_v__lora_B__weight": torch.ones(32, 2),
+}
+
+
+def test_a_partial_match_is_an_error_unless_allowed(tiny, files, caplog):
+    path = broken(files["both"], **FOREIGN)
+    count = len(load_file(files["both"])) // 2
+    with pytest.raises(ForeignLoRAError, match=rf"{count} of its {count + 1} modules match .*not unet nowhere\.to_v"):
+        stylizer(tiny, path)
+    with caplog.at_level(logging.WARNING):
+        made = stylizer(tiny, path, on_partial_lora="warn")
+    assert f"{count} of its {count + 1} modules match" in caplog.text
+    assert made.shelf.pack is not None
+    whole = stylizer(tiny, files["both"])
+    assert torch.equal(made.shelf.pack.flat, whole.shelf.pack.flat)
+
+
+def test_keys_of_no_dialect_are_an_error_unless_allowed(tiny, files, caplog):
+    path = broken(files["unet"], something__else=torch.ones(2))
+    with pytest.raises(ValueError, match=r"not something\.else"):
+        stylizer(tiny, path)
+    with caplog.at_level(logging.WARNING):
+        stylizer(tiny, path, on_partial_lora="warn")
+    assert "1 keys are of no known dialect; not something.else" in caplog.text
+
+
+def test_a_lora_of_another_model_is_an_error_even_so(tiny, tmp_path):
+    save_file({key.replace("__", "."): tensor for key, tensor in FOREIGN.items()}, tmp_path / "other.safetensors")
+    with pytest.raises(ForeignLoRAError, match=r"0 of its 1 modules match .* made for another model"):
+        stylizer(tiny, tmp_path / "other.safetensors", on_partial_lora="warn")
+
+
+@torch.no_grad()
+def test_both_text_encoders_of_sdxl(tmp_path):
+    """Tokens and pooled embeddings, as diffusers encodes them; and a kohya file does the same."""
+    pipe = tiny_pipeline("sdxl")
+    pipe.save_pretrained(tmp_path / "model")
+    backbone = StableDiffusionXL(str(tmp_path / "model")).load()
+    texts = {}
+    for part, model in backbone.text_encoders.items():
+        state, config = random_part(model, ["q_proj", "fc2"], 1)
+        texts[part] = ({key.removeprefix("text_model."): tensor for key, tensor in state.items()}, config)
+    unet, config = random_part(backbone.unet, ["attn2.to_v"], 2)
+    path = save_lora(tmp_path / "lora", unet, config, text_encoders=texts)
+    kohya = save_kohya(tmp_path / "kohya.safetensors", read_lora(path), family="sdxl", title="Test")
+    base = backbone.encode_prompt([PROMPT])
+    pipe.load_lora_weights(path.parent)
+    tokens, _, pooled, _ = pipe.encode_prompt(PROMPT, device="cpu", do_classifier_free_guidance=False)
+    for file in (path, kohya):
+        made = stylizer(backbone, file)
+        ours = made._embed(PROMPT, made.shelf.style(file))
+        made.shelf.close()
+        assert ours.pooled is not None
+        torch.testing.assert_close(ours.tokens, tokens, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(ours.pooled, pooled, atol=1e-5, rtol=1e-4)
+        assert (ours.tokens - base.tokens).abs().max() > 1e-2
+        assert (ours.pooled - base.pooled).abs().max() > 1e-2

@@ -1,0 +1,177 @@
+"""Whole pictures: settings have effects, batches do not, failures stay with their rows."""
+
+import json
+
+import pytest
+import torch
+from peft import LoraConfig
+from PIL import Image
+from runs import pixels, row, stylize
+
+from diffstyler.adapters import LoRAIdentity, LoRALibrary, save_lora
+from diffstyler.backbones import StableDiffusion
+from diffstyler.diffusion.initial import FromContent, FromStyle
+from diffstyler.diffusion.injection import CrossLoRAInjection, NoInjection
+from diffstyler.predict.adapter_resolver import MissingLoRAError
+from diffstyler.predict.writer import PredictError
+from diffstyler.types import StyleRegion, Triple
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"num_inference_steps": 4},
+        {"inversion_refinements": 2},
+        {"guidance_scale": 4.0},
+        {"negative_prompt": "ugly"},
+        {"prompt": "sky"},
+        {"injection": NoInjection()},
+        {"injection": CrossLoRAInjection(features=0.0)},
+        {"injection": CrossLoRAInjection(attention=0.0)},
+        {"injection": CrossLoRAInjection(1.0, 1.0, adaptive=False)},
+        {"injection": CrossLoRAInjection(source_under_style=True)},
+        {"injection": CrossLoRAInjection(plain_self_attention_at_sites=True)},
+        {"initial": FromContent(noise=0.5)},
+        {"initial": FromContent()},
+        {"initial": FromStyle()},
+        {"content_lora": "off"},
+        {"resolution": 128},
+    ],
+    ids=lambda change: "-".join(f"{k}-{getattr(v, 'noise', '')}{type(v).__name__}" for k, v in change.items()),
+)
+def test_every_setting_has_an_effect(studio, tiny_dir, change):
+    plain = stylize(studio, tiny_dir, row(studio), out="plain")
+    changed = stylize(studio, tiny_dir, row(studio), out="changed", **change)
+    assert pixels(plain[0]) != pixels(changed[0])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"strength": 0.5},
+        {"prompt": "sky"},
+        {"guidance_scale": 4.0},
+        {"negative_prompt": "ugly"},
+        {"content_prompt": "cup"},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_every_column_has_an_effect(studio, tiny_dir, change):
+    plain = stylize(studio, tiny_dir, row(studio), out="plain")
+    changed = stylize(studio, tiny_dir, row(studio, **change), out="changed")
+    assert pixels(plain[0]) != pixels(changed[0])
+
+
+def test_the_seed_draws_the_fresh_noise(studio, tiny_dir):
+    first, again, other = (
+        stylize(studio, tiny_dir, row(studio, seed=seed), out=f"out{i}", initial=FromContent(noise=0.5))[0]
+        for i, seed in enumerate((1, 1, 2))
+    )
+    assert pixels(first) == pixels(again) != pixels(other)
+
+
+def test_zero_strength_equals_no_adapter(studio, tiny_dir):
+    prompt = {"prompt": "sky", "strength": 0.0}
+    start = FromContent()
+    gold = stylize(studio, tiny_dir, row(studio, style="gold", **prompt), out="gold", initial=start)
+    tomato = stylize(studio, tiny_dir, row(studio, style="tomato", **prompt), out="tomato", initial=start)
+    assert pixels(gold[0]) == pixels(tomato[0])
+
+
+def test_a_picture_is_the_same_alone_in_a_batch_and_in_another_order(studio, tiny_dir):
+    rows = [row(studio), row(studio, style="tomato"), row(studio, content="tall")]
+    alone = [stylize(studio, tiny_dir, r, out=f"alone{i}", rows_per_call=6)[0] for i, r in enumerate(rows)]
+    together = stylize(studio, tiny_dir, *rows, out="together", batch_size=3, rows_per_call=6)
+    backward = stylize(studio, tiny_dir, *rows[::-1], out="backward", batch_size=2, rows_per_call=6)[::-1]
+    for a, b, c in zip(alone, together, backward, strict=True):
+        assert pixels(a) == pixels(b) == pixels(c)
+
+
+def test_without_fixed_rows_batches_agree_within_a_gray_level(studio, tiny_dir):
+    rows = [row(studio), row(studio, style="tomato")]
+    alone = [stylize(studio, tiny_dir, r, out=f"alone{i}")[0] for i, r in enumerate(rows)]
+    together = stylize(studio, tiny_dir, *rows, out="together", batch_size=2)
+    for a, b in zip(alone, together, strict=True):
+        assert max(abs(x - y) for x, y in zip(pixels(a), pixels(b), strict=True)) <= 1
+
+
+def test_the_cached_trajectory_gives_the_same_picture(studio, tiny_dir):
+    first = stylize(studio, tiny_dir, row(studio), out="a", cache_dir=studio / "cache")
+    files = {file: file.stat().st_mtime_ns for file in (studio / "cache").rglob("*.safetensors")}
+    assert len(files) == 2  # the content's and the style's
+    again = stylize(studio, tiny_dir, row(studio), out="b", cache_dir=studio / "cache")
+    assert pixels(first[0]) == pixels(again[0])
+    assert files == {file: file.stat().st_mtime_ns for file in (studio / "cache").rglob("*.safetensors")}
+
+
+def test_sizes_come_back(studio, tiny_dir):
+    assert [image.size for image in stylize(studio, tiny_dir, row(studio), row(studio, content="tall"))] == [
+        (72, 64),
+        (64, 88),
+    ]
+
+
+def test_a_style_may_be_a_lora_folder(studio, tiny_dir):
+    folder = next((studio / "loras").glob("gold-*"))
+    by_picture = stylize(studio, tiny_dir, row(studio), out="a", initial=FromContent())
+    direct = Triple("direct", studio / "photo.png", (StyleRegion(folder),))
+    assert pixels(by_picture[0]) == pixels(stylize(studio, tiny_dir, direct, out="b", initial=FromContent())[0])
+    with pytest.raises(ValueError, match="this LoRA has none beside it"):
+        stylize(studio, tiny_dir, direct, out="c")
+
+
+def test_a_picture_that_cannot_be_read_does_not_stop_the_others(studio, tiny_dir):
+    (studio / "broken.png").write_bytes(b"not a picture")
+    with pytest.raises(PredictError, match=r"broken\.png"):
+        stylize(studio, tiny_dir, row(studio, content="broken"), row(studio))
+    assert (studio / "out" / "photo-gold.png").is_file()
+    failure = json.loads((studio / "out" / "failures.jsonl").read_text())
+    assert failure["id"] == "broken-gold"
+
+
+def test_missing_loras_are_all_listed_before_anything_is_made(studio, tiny_dir):
+    for name in ("one", "two"):
+        Image.new("RGB", (64, 64), "navy" if name == "one" else "black").save(studio / f"{name}.png")
+    with pytest.raises(MissingLoRAError) as missing:
+        stylize(studio, tiny_dir, row(studio), row(studio, style="one"), row(studio, style="two"))
+    text = str(missing.value)
+    assert "one.png" in text
+    assert "two.png" in text
+    assert "diffstyler fit --config configs/style.yaml" in text
+    assert not (studio / "out").exists()
+
+
+def test_two_loras_for_one_picture_are_not_guessed_between(studio, tiny_dir):
+    library = LoRALibrary(studio / "loras")
+    entry = next(e for e in library.entries() if e.identity.name == "gold")
+    other = LoRAIdentity("style", "gold", entry.identity.picture, entry.identity.model, {"prompt": "another"})
+    weights = (entry.folder / "pytorch_lora_weights.safetensors").read_bytes()
+    library.publish(other, lambda folder: (folder / "pytorch_lora_weights.safetensors").write_bytes(weights))
+    with pytest.raises(ValueError, match="2 style LoRAs of different settings"):
+        stylize(studio, tiny_dir, row(studio))
+
+
+def test_the_text_encoder_part_of_a_lora_acts_by_its_strength(studio, tiny_dir):
+    """With it and without it, at strength 1 and 0: only the whole LoRA at strength 1 gives another picture."""
+    backbone = StableDiffusion(str(tiny_dir)).load()
+    unet = {"up_blocks.3.attentions.0.transformer_blocks.0.attn1.to_q": backbone.unet}
+    text = {"encoder.layers.1.mlp.fc1": backbone.text_encoder}
+    states = []
+    for (name, model), size in zip([*unet.items(), *text.items()], (0.0, 1.0), strict=True):
+        module = model.get_submodule(name)
+        down, up = torch.ones(1, module.in_features), torch.ones(module.out_features, 1)
+        states.append({f"{name}.lora_A.weight": down * size, f"{name}.lora_B.weight": up * size})
+    config = LoraConfig(r=1, lora_alpha=1)
+    save_lora(studio / "plain", states[0], config)
+    save_lora(studio / "whole", states[0], config, text_encoders={"text_encoder": (states[1], config)})
+    rows = [
+        Triple(
+            f"{name}-{strength:g}", studio / "photo.png", (StyleRegion(studio / name, prompt="sky", strength=strength),)
+        )
+        for name in ("plain", "whole")
+        for strength in (1.0, 0.0)
+    ]
+    settings = {"initial": FromContent(), "content_lora": "off"}
+    pictures = stylize(studio, tiny_dir, *rows, **settings)
+    assert pixels(pictures[0]) == pixels(pictures[1]) == pixels(pictures[3])
+    assert pixels(pictures[2]) != pixels(pictures[3])

@@ -1,0 +1,141 @@
+"""Whole fits and predicts on the tiny model, in this process and in others."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import lightning
+import torch
+from PIL import Image
+
+from diffstyler.adapters import read_lora
+from diffstyler.backbones import StableDiffusion
+from diffstyler.fit.crops import Crops
+from diffstyler.fit.data import FitData
+from diffstyler.fit.finetuner import LoRAFinetuner
+from diffstyler.images import load_image
+from diffstyler.predict.data import PredictData
+from diffstyler.predict.stylizer import Stylizer
+from diffstyler.types import StyleRegion, Triple
+
+
+def row(studio: Path, content: str = "photo", style: str = "gold", **changes) -> Triple:
+    region = {k: changes.pop(k) for k in ("strength", "prompt", "guidance_scale", "negative_prompt") if k in changes}
+    name = changes.pop("id", f"{content}-{style}")
+    return Triple(name, studio / f"{content}.png", (StyleRegion(studio / f"{style}.png", **region),), **changes)
+
+
+def stylize(
+    studio: Path, tiny_dir: Path, *rows: Triple, out: str = "out", batch_size: int = 1, **settings
+) -> list[Image.Image]:
+    settings = {"num_inference_steps": 3, "guidance_scale": 2.0, **settings}
+    module = Stylizer(StableDiffusion(str(tiny_dir)), lora_dir=studio / "loras", output_dir=studio / out, **settings)
+    trainer = lightning.Trainer(
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        enable_progress_bar=False,
+    )
+    data = PredictData(triples=rows, batch_size=batch_size)
+    trainer.predict(module, datamodule=data, return_predictions=False)
+    return [load_image(studio / out / f"{r.id}.png") for r in rows]
+
+
+def pixels(image: Image.Image) -> bytes:
+    return image.tobytes()
+
+
+def finetune(
+    tiny_dir,
+    lora_dir,
+    pictures,
+    *,
+    jobs=None,
+    steps=3,
+    pack_size=1,
+    precision="32-true",
+    callbacks=(),
+    seed=0,
+    prompt="painting of <sss>",
+    deterministic=False,
+    together=None,
+    **settings,
+):
+    settings = {"rank": 4, "preview_steps": 0, "batch_size": 2, **settings}
+    settings.setdefault("optimizer", lambda params: torch.optim.AdamW(params, lr=1e-3))
+    module = LoRAFinetuner(StableDiffusion(str(tiny_dir)), lora_dir=lora_dir, **settings)
+    data = FitData(
+        jobs=jobs,
+        pictures=pictures,
+        pack_size=pack_size,
+        crops=Crops(resolution=64, crop_size=64, count=3),
+        seed=seed,
+        prompt=prompt,
+        together=together,
+    )
+    trainer = lightning.Trainer(
+        accelerator="cpu",
+        max_steps=steps,
+        max_epochs=1,
+        precision=precision,
+        deterministic=deterministic,
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        enable_progress_bar=False,
+        callbacks=list(callbacks),
+    )
+    try:
+        trainer.fit(module, datamodule=data)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    return {entry.identity.name: read_lora(entry.folder).state for entry in module.finished}
+
+
+class KilledError(Exception):
+    pass
+
+
+class KillAt(lightning.Callback):
+    """Stops the program after a step, as a lost machine would: nothing is saved on the way out."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if batch_idx + 1 == self.step:
+            pl_module.slots = [None] * len(pl_module.slots)
+            raise KilledError
+
+
+DDP = ("--trainer.devices", "2", "--trainer.strategy", "ddp")
+
+
+def children(process: subprocess.Popen) -> list[int]:
+    return [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+
+
+def start(command: list[str], folder: Path, *more: str) -> subprocess.Popen:
+    arguments = [*command, "--lora_dir", str(folder), *more]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "diffstyler", *arguments],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        env=environment,
+        start_new_session=True,
+    )
+
+
+def wait_for(folder: Path, pattern: str) -> None:
+    for _ in range(3000):
+        if any(folder.glob(pattern)):
+            return
+        time.sleep(0.02)
+    raise TimeoutError(pattern)

@@ -1,0 +1,79 @@
+"""How well mask prompts find things: intersection over union with the true masks of held-out rendered scenes.
+
+python tools/embedded_model/mask_iou.py --scenes 60
+"""
+
+import argparse
+
+import torch
+from evaluate_base import HELD_OUT_SEED
+from PIL import Image
+from world import render_scene
+
+from diffstyler.backbones import StableDiffusion
+from diffstyler.images import to_image
+from diffstyler.masking import AttentionMasker, NothingFoundError
+
+WORDS = ("sky", "water", "house", "tree", "mountain", "hill")
+SMALLEST = 0.02  # of the picture: below it a thing does not count as present
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="embedded")
+    parser.add_argument("--scenes", type=int, default=60)
+    parser.add_argument("--style", default="photo", help="the style that the scenes are painted in")
+    parser.add_argument("--threshold", type=float)
+    parser.add_argument("--minimum", type=float)
+    parser.add_argument("--smoothing", type=float)
+    options = parser.parse_args()
+    chosen = {name: getattr(options, name) for name in ("threshold", "minimum", "smoothing")}
+    masker = AttentionMasker(**{name: value for name, value in chosen.items() if value is not None})
+    masker.setup(StableDiffusion(options.model).load())
+    overlaps, missed, invented, absent = measure(masker, options.scenes, options.style)
+    print(f"{'word':10} {'IoU':>6} {'scenes':>7} {'not found':>10} {'found where absent':>19}")
+    for word in WORDS:
+        mean = sum(overlaps[word]) / max(1, len(overlaps[word]))
+        wrongly = f"{invented[word]} of {absent[word]}"
+        print(f"{word:10} {mean:6.3f} {len(overlaps[word]):7} {missed[word]:10} {wrongly:>19}")
+    means = [sum(values) / len(values) for values in overlaps.values() if values]
+    print(f"{'mean':10} {sum(means) / len(means):6.3f}")
+
+
+def measure(masker: AttentionMasker, scenes: int, style: str) -> tuple[dict, dict, dict, dict]:
+    """For each word: its IoUs where present, how often it was missed, found though absent, and was absent."""
+    from painting import paint
+
+    overlaps: dict[str, list[float]] = {word: [] for word in WORDS}
+    missed, invented, absent = (dict.fromkeys(WORDS, 0) for _ in range(3))
+    for seed in range(HELD_OUT_SEED, HELD_OUT_SEED + scenes):
+        scene = render_scene(seed, 256)
+        painted = torch.from_numpy(paint(scene.image, style, seed)).permute(2, 0, 1) * 2 - 1
+        picture = to_image(painted)
+        for word in WORDS:
+            true = scene.masks.get(word)
+            if true is not None and true.mean() < SMALLEST:
+                continue
+            found = find(masker, picture, word)
+            if true is None:
+                absent[word] += 1
+                invented[word] += found is not None
+                continue
+            missed[word] += found is None
+            overlaps[word].append(0.0 if found is None else iou(found, torch.from_numpy(true)))
+    return overlaps, missed, invented, absent
+
+
+def find(masker: AttentionMasker, picture: Image.Image, word: str) -> torch.Tensor | None:
+    try:
+        return masker.find_text(picture, f"the {word}") > 0.5
+    except NothingFoundError:
+        return None
+
+
+def iou(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float((a & b).sum() / (a | b).sum())
+
+
+if __name__ == "__main__":
+    main()
