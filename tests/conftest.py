@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
+from low_rank import random_modules
 from peft import LoraConfig
 from PIL import Image
 from tiny_models import tiny_text_encoder, tiny_unet, tiny_vae
@@ -89,14 +90,10 @@ def studio(tmp_path: Path, tiny_dir: Path) -> Path:
     config = LoraConfig(r=RANK, lora_alpha=RANK, target_modules=["to_q", "to_k", "to_v", "to_out.0"])
     library = LoRALibrary(tmp_path / "loras")
     for name, role in {"gold": "style", "tomato": "style", "photo": "content"}.items():
-        state = {}
-        for path, module in backbone.unet.named_modules():
-            if path.endswith(("to_q", "to_k", "to_v", "to_out.0")):
-                state[f"{path}.lora_A.weight"] = torch.randn(RANK, module.in_features, generator=generator) * 0.3
-                state[f"{path}.lora_B.weight"] = torch.randn(module.out_features, RANK, generator=generator) * 0.3
+        parts = {"unet": random_modules(backbone.unet, config, seed=sum(name.encode()), size=0.3)}
         sha256 = picture_sha256(load_image(tmp_path / f"{name}.png"))
         identity = LoRAIdentity(role, name, sha256, backbone.fingerprint(), {"prompt": f"painting of {name}"})
-        library.publish(identity, lambda folder, state=state: save_lora(folder, state, config))
+        library.publish(identity, lambda folder, parts=parts: save_lora(folder, parts, {"unet": config}))
     return tmp_path
 
 

@@ -94,7 +94,14 @@ def finetune(
         trainer.fit(module, datamodule=data)
     finally:
         torch.use_deterministic_algorithms(False)
-    return {entry.identity.name: read_lora(entry.folder).state for entry in module.finished}
+    return {entry.identity.name: matrices(entry.folder) for entry in module.finished}
+
+
+def matrices(folder: Path) -> dict[str, torch.Tensor]:
+    """A and B of every module of a LoRA."""
+    parts = read_lora(folder).parts
+    named = {f"{part} {name}": module for part, modules in parts.items() for name, module in modules.items()}
+    return {f"{name} {side}": getattr(module, side) for name, module in named.items() for side in ("down", "up")}
 
 
 class KilledError(Exception):

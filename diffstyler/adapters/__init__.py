@@ -1,10 +1,11 @@
 """LoRA adapters: many on one frozen model, files in and out, and a library of fitted ones."""
 
-from diffstyler.adapters.files import WEIGHTS_NAME, LoRA, LoRAFileError, lora_files, lora_scale, read_lora, save_lora
+from diffstyler.adapters.files import WEIGHTS_NAME, LoRAFileError, lora_files, lora_scale, read_lora, save_lora
 from diffstyler.adapters.inspection import inspect_lora
 from diffstyler.adapters.kohya import FAMILIES, kohya_family, save_kohya
 from diffstyler.adapters.library import FittedLoRA, LoRAIdentity, LoRALibrary, read_record
-from diffstyler.adapters.pack import LoRAPack, Rows, by_part, match_modules, pack_for, pack_of_parts, renamed
+from diffstyler.adapters.lora import LoRA, LowRank, largest_rank
+from diffstyler.adapters.pack import LoRAPack, Rows, by_part, match_modules, pack_of_parts
 
 __all__ = [
     "FAMILIES",
@@ -15,18 +16,18 @@ __all__ = [
     "LoRAIdentity",
     "LoRALibrary",
     "LoRAPack",
+    "LowRank",
     "Rows",
     "by_part",
     "inspect_lora",
     "kohya_family",
+    "largest_rank",
     "lora_files",
     "lora_scale",
     "match_modules",
-    "pack_for",
     "pack_of_parts",
     "read_lora",
     "read_record",
-    "renamed",
     "save_kohya",
     "save_lora",
 ]

@@ -117,7 +117,7 @@ def place_of(key: str) -> Place | None:
     inner = key[len(prefix) + 1 : -len(role) - 1]
     module = _from_kohya(inner) if prefix.startswith("lora_") else inner
     part = PARTS[prefix]
-    return Place(part, module.removeprefix("text_model.") if part != "unet" else module, ROLES[role])
+    return Place(part, without_text_model(module) if part != "unet" else module, ROLES[role])
 
 
 def kohya_name(part: str, module: str, *, xl: bool) -> str:
@@ -131,7 +131,12 @@ def kohya_name(part: str, module: str, *, xl: bool) -> str:
 
 def with_text_model(module: str) -> str:
     """A text encoder's module by the name that transformers 4, and so most files, give it."""
-    return module if module.startswith("text_projection") else f"text_model.{module}"
+    return module if module.startswith("text_projection") else f"text_model.{without_text_model(module)}"
+
+
+def without_text_model(module: str) -> str:
+    """A text encoder's module by the name that transformers 5 gives it; some encoders have the level still."""
+    return re.sub(r"^(text_model\.)+", "", module)
 
 
 def other_method(key: str) -> str | None:

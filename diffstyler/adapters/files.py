@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -15,7 +15,9 @@ from peft import LoraConfig
 from peft.utils.other import get_pattern_key
 from safetensors import SafetensorError, safe_open
 
-from diffstyler.adapters.dialects import Place, other_method, place_of, with_text_model
+from diffstyler.adapters.dialects import Place, other_method, place_of, with_text_model, without_text_model
+from diffstyler.adapters.lora import LoRA, LowRank
+from diffstyler.errors import DiffstylerError
 
 WEIGHTS_NAME = "pytorch_lora_weights.safetensors"
 PEFT_NAME = "adapter_model.safetensors"
@@ -27,30 +29,8 @@ State = dict[str, torch.Tensor]
 Modules = dict[tuple[str, str], dict[str, torch.Tensor]]
 
 
-class LoRAFileError(ValueError):
+class LoRAFileError(DiffstylerError):
     """A file that is not a usable LoRA; the text says which file, what is wrong and what to do."""
-
-
-@dataclass(frozen=True)
-class LoRA:
-    """One adapter: ``state`` in peft's key names (``<module>.lora_A.weight``), float32 on the CPU, and its scale.
-
-    ``text_encoders``: the same for each text encoder that it changes, with their scale worked into B. Where the scale
-    differs between modules it is worked into B everywhere, and ``scale`` is 1. ``unmatched``: the keys of the file
-    that no dialect knows.
-    """
-
-    state: State
-    scale: float
-    rank: int
-    path: Path
-    text_encoders: dict[str, State] = field(default_factory=dict)
-    unmatched: tuple[str, ...] = ()
-
-    @property
-    def parts(self) -> dict[str, State]:
-        """The state of each part of the model that it changes."""
-        return {"unet": self.state, **self.text_encoders}
 
 
 @dataclass(frozen=True)
@@ -78,48 +58,49 @@ class Contents:
 
 def lora_scale(config: LoraConfig) -> float:
     """alpha / rank, or alpha / √rank for rank-stabilized LoRA (Kalajdzievski 2023)."""
-    return config.lora_alpha / (math.sqrt(config.r) if config.use_rslora else config.r)
+    return _scale(config.lora_alpha, config.r, config.use_rslora)
 
 
 def save_lora(
     folder: Path,
-    state: State,
-    config: LoraConfig,
+    parts: Mapping[str, Mapping[str, LowRank]],
+    configs: Mapping[str, LoraConfig],
     *,
-    text_encoders: Mapping[str, tuple[State, LoraConfig]] | None = None,
     prediction_type: str | None = None,
 ) -> Path:
-    """Write peft-named weights as diffusers' LoRA file with its metadata, and read them back.
+    """Write a LoRA as diffusers' file with its metadata, and read it back.
 
     Args:
         folder: where ``pytorch_lora_weights.safetensors`` goes.
-        state: the UNet's.
-        config: the UNet's.
+        parts: the updates of "unet", and of "text_encoder" and "text_encoder_2" where they have some.
+        configs: of each part; they state the scales.
         prediction_type: of the base model, "epsilon" or "v_prediction"; shapes do not tell it.
-        text_encoders: the weights and configurations of ``text_encoder`` and ``text_encoder_2``, where there are any.
 
     Raises:
         LoRAFileError: a weight is not finite (nothing is written), or the file does not hold what was written.
     """
-    parts = {"unet": (state, config), **(text_encoders or {})}
-    states = {part: own for part, (own, _) in parts.items()}
-    broken = [key for own in states.values() for key, tensor in own.items() if not torch.isfinite(tensor).all()]
-    if broken:
-        raise LoRAFileError(f"{folder.name}: {broken[0]} has NaN or infinite values; nothing was written")
-    fields = {part: _plain(own) for part, (_, own) in parts.items()}
-    layers = {f"{part}_lora_layers": _as_diffusers(part, own) for part, own in states.items()}
-    metadata = {f"{part}_lora_adapter_metadata": {**own} for part, own in fields.items()}
-    pipeline = StableDiffusionXLPipeline if "text_encoder_2" in states else StableDiffusionPipeline
+    for part, modules in parts.items():
+        for name, module in modules.items():
+            if not all(torch.isfinite(tensor).all() for tensor in (module.down, module.up)):
+                raise LoRAFileError(f"{folder.name}: {part} {name} has NaN or infinite values; nothing was written")
+    layers = {f"{part}_lora_layers": _as_diffusers(part, modules) for part, modules in parts.items()}
+    metadata = {f"{part}_lora_adapter_metadata": _plain(config) for part, config in configs.items()}
+    pipeline = StableDiffusionXLPipeline if "text_encoder_2" in parts else StableDiffusionPipeline
     pipeline.save_lora_weights(folder, **layers, **metadata)  # type: ignore[arg-type]
     path = folder / WEIGHTS_NAME
     sort_metadata(path, {PREDICTION_KEY: prediction_type.partition("_")[0]} if prediction_type else {})
-    if not _equal(read_lora(path), _assemble(path, _modules_of(states), fields)):
+    if not _equal(read_lora(path).parts, parts):
         raise LoRAFileError(f"{path}: what was read back differs from what was written; is the disk full?")
     return path
 
 
-def _as_diffusers(part: str, state: State) -> State:
-    return {**state} if part == "unet" else {with_text_model(key): tensor for key, tensor in state.items()}
+def _as_diffusers(part: str, modules: Mapping[str, LowRank]) -> State:
+    """By peft's key names, with diffusers' names of the modules."""
+    state: State = {}
+    for name, module in modules.items():
+        key = name if part == "unet" else with_text_model(name)
+        state |= {f"{key}.lora_A.weight": module.down, f"{key}.lora_B.weight": module.up}
+    return state
 
 
 def sort_metadata(path: Path, more: Mapping[str, str] | None = None) -> None:
@@ -220,39 +201,29 @@ def _at(place: Place, part: str) -> tuple[str, str]:
     """Part and module of a key in a file for ``part``; peft's keys do not say what model they belong to."""
     if part in {"", "unet"}:
         return place.part, place.module
-    return part, place.module.removeprefix("text_model.")
+    return part, without_text_model(place.module)
 
 
-def _modules_of(states: Mapping[str, State]) -> Modules:
-    modules: Modules = {}
-    for part, state in states.items():
-        for key, tensor in state.items():
-            module, _, role = key.rpartition(".lora_")
-            modules.setdefault((part, module), {})["down" if role.startswith("A") else "up"] = tensor
-    return modules
+def _assemble(path: Path, modules: Modules, config: dict[str, dict], unmatched: tuple[str, ...]) -> LoRA:
+    parts: dict[str, dict[str, LowRank]] = {}
+    for place, roles in modules.items():
+        scale = _module_scale(path, place, roles, config)
+        parts.setdefault(place[0], {})[place[1]] = LowRank(roles["down"], roles["up"], scale)
+    return LoRA(parts, path, unmatched)
 
 
-def _assemble(path: Path, modules: Modules, config: dict[str, dict], unmatched: tuple[str, ...] = ()) -> LoRA:
-    """Modules -> a LoRA: one scale for the UNet where its modules share one, worked into B elsewhere."""
-    scales = {place: _module_scale(path, place, roles, config) for place, roles in modules.items()}
-    common = {value for (part, _), value in scales.items() if part == "unet"}
-    scale = common.pop() if len(common) == 1 else None
-    states: dict[str, State] = {}
-    for (part, module), roles in modules.items():
-        own = 1.0 if part == "unet" and scale is not None else scales[part, module]
-        state = states.setdefault(part, {})
-        state[f"{module}.lora_A.weight"] = roles["down"]
-        state[f"{module}.lora_B.weight"] = roles["up"] if own == 1.0 else roles["up"] * own
-    unet = states.pop("unet")
-    rank = max(len(roles["down"]) for (part, _), roles in modules.items() if part == "unet")
-    return LoRA(unet, 1.0 if scale is None else scale, rank, path, states, unmatched)
+def _equal(one: Mapping[str, Mapping[str, LowRank]], other: Mapping[str, Mapping[str, LowRank]]) -> bool:
+    return one.keys() == other.keys() and all(_same(modules, other[part]) for part, modules in one.items())
 
 
-def _equal(one: LoRA, other: LoRA) -> bool:
-    if one.scale != other.scale or one.parts.keys() != other.parts.keys():
-        return False
-    pairs = [(state, other.parts[part]) for part, state in one.parts.items()]
-    return all(a.keys() == b.keys() and all(torch.equal(a[key], b[key].cpu()) for key in a) for a, b in pairs)
+def _same(one: Mapping[str, LowRank], other: Mapping[str, LowRank]) -> bool:
+    """A pack holds its scales in float32."""
+    return one.keys() == other.keys() and all(
+        torch.equal(own.down, other[name].down.cpu())
+        and torch.equal(own.up, other[name].up.cpu())
+        and math.isclose(own.scale, other[name].scale, rel_tol=1e-6)
+        for name, own in one.items()
+    )
 
 
 def _check_modules(file: Path, modules: Modules) -> None:
@@ -303,7 +274,11 @@ def _module_scale(file: Path, place: tuple[str, str], roles: dict[str, torch.Ten
     if stated != rank:
         raise LoRAFileError(f"{file}: {module} has rank {rank}, but its metadata says {stated}; fit this LoRA again")
     alpha = _patterned(fields.get("alpha_pattern"), name, fields.get("lora_alpha", rank))
-    return lora_scale(LoraConfig(r=rank, lora_alpha=alpha, use_rslora=bool(fields.get("use_rslora"))))
+    return _scale(alpha, rank, bool(fields.get("use_rslora")))
+
+
+def _scale(alpha: float, rank: int, rank_stabilized: bool) -> float:
+    return alpha / (math.sqrt(rank) if rank_stabilized else rank)
 
 
 def _patterned(patterns: dict | None, module: str, default: int) -> int:

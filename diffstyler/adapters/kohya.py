@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +11,9 @@ import torch
 from safetensors.torch import save
 
 from diffstyler.adapters.dialects import kohya_name
-from diffstyler.adapters.files import PREDICTION_KEY, LoRA, LoRAFileError, State, read_lora, sort_metadata
+from diffstyler.adapters.files import PREDICTION_KEY, LoRAFileError, State, read_lora, sort_metadata
+from diffstyler.adapters.lora import LoRA, LowRank, largest_rank
+from diffstyler.errors import DiffstylerError
 from diffstyler.files import atomic_write
 
 
@@ -44,7 +46,7 @@ def kohya_family(facts: dict[str, object]) -> str:
     """The key of ``FAMILIES`` that the facts of an inspection name.
 
     Raises:
-        ValueError: they do not tell, or tell of a model that other tools do not know.
+        DiffstylerError: they do not tell, or tell of a model that other tools do not know.
     """
     family, base_model, prediction = str(facts["family"]), str(facts["base_model"] or ""), facts["prediction_type"]
     if family == "sd2" and (base_model or prediction):
@@ -53,7 +55,7 @@ def kohya_family(facts: dict[str, object]) -> str:
     if family in FAMILIES:
         return family
     told = "is Stable Diffusion 2, and nothing says whether 512 or 768-v" if family == "sd2" else f"is {family}"
-    raise ValueError(
+    raise DiffstylerError(
         f"{facts['file']}: its family {told}; name one that others know by --family: {', '.join(FAMILIES)}"
     )
 
@@ -74,20 +76,19 @@ def save_kohya(path: Path, lora: LoRA, *, family: str, title: str, trigger: str 
     Raises:
         LoRAFileError: the file does not hold what was written.
     """
-    alpha = lora.scale * lora.rank or float(lora.rank)
+    rank, scales = largest_rank(lora.parts["unet"]), {module.scale for module in lora.parts["unet"].values()}
+    alpha = (scales.pop() if len(scales) == 1 else 1.0) * rank or float(rank)
     tensors: State = {}
-    for part, state in lora.parts.items():
-        for module in dict.fromkeys(key.rpartition(".lora_")[0] for key in state):
-            down, up = state[f"{module}.lora_A.weight"], state[f"{module}.lora_B.weight"]
-            scale = lora.scale if part == "unet" else 1.0
-            rest = 1.0 if scale * len(down) == alpha else scale * len(down) / alpha
-            _add(tensors, kohya_name(part, module, xl=family == "sdxl"), down, up * rest, alpha)
+    for part, modules in lora.parts.items():
+        for name, module in modules.items():
+            rest = module.scale * module.rank / alpha
+            _add(tensors, kohya_name(part, name, xl=family == "sdxl"), module.down, module.up * rest, alpha)
         if part != "unet":
-            _add_output_projection(tensors, part, state, alpha, xl=family == "sdxl")
+            _add_output_projection(tensors, part, modules, alpha, xl=family == "sdxl")
     data = save(tensors)
     header = int.from_bytes(data[:8], "little")
     metadata = {
-        **_metadata(FAMILIES[family], lora.rank, alpha),
+        **_metadata(FAMILIES[family], rank, alpha),
         "modelspec.title": title,
         "modelspec.trigger_phrase": trigger,
         "modelspec.hash_sha256": "0x" + hashlib.sha256(data[8 + header :]).hexdigest(),
@@ -106,15 +107,16 @@ def _add(tensors: State, name: str, down: torch.Tensor, up: torch.Tensor, alpha:
     tensors[f"{name}.alpha"] = torch.tensor(alpha)
 
 
-def _add_output_projection(tensors: State, part: str, state: State, alpha: float, *, xl: bool) -> None:
+def _add_output_projection(
+    tensors: State, part: str, modules: Mapping[str, LowRank], alpha: float, *, xl: bool
+) -> None:
     """diffusers knows a text encoder's dialect by its output projections, and loses the others without: a zero one."""
-    names = [key.removesuffix(".lora_B.weight") for key in state if key.endswith("_proj.lora_B.weight")]
-    attention = [name for name in names if ".self_attn." in name]
+    attention = [name for name in modules if ".self_attn." in name and name.endswith("_proj")]
     if not attention or any(name.endswith(".out_proj") for name in attention):
         return
-    width = len(state[f"{attention[0]}.lora_B.weight"])
-    module = f"{attention[0].rpartition('.')[0]}.out_proj"
-    _add(tensors, kohya_name(part, module, xl=xl), torch.zeros(1, width), torch.zeros(width, 1), alpha)
+    width = len(modules[attention[0]].up)
+    name = f"{attention[0].rpartition('.')[0]}.out_proj"
+    _add(tensors, kohya_name(part, name, xl=xl), torch.zeros(1, width), torch.zeros(width, 1), alpha)
 
 
 def _metadata(family: Family, rank: int, alpha: float) -> dict[str, str]:
@@ -135,13 +137,7 @@ def _metadata(family: Family, rank: int, alpha: float) -> dict[str, str]:
 
 def _differences(lora: LoRA, reread: LoRA) -> Iterator[float]:
     """The relative difference of every module's update s B A."""
-    for part, state in lora.parts.items():
-        for key in (key for key in state if ".lora_B." in key):
-            wanted = _update(lora, part, key)
-            yield float((_update(reread, part, key) - wanted).norm() / wanted.norm().clamp(min=1e-12))
-
-
-def _update(lora: LoRA, part: str, key: str) -> torch.Tensor:
-    state = lora.parts[part]
-    down = state[key.replace(".lora_B.", ".lora_A.")]
-    return (lora.scale if part == "unet" else 1.0) * state[key].flatten(1) @ down.flatten(1)
+    for part, modules in lora.parts.items():
+        for name, module in modules.items():
+            wanted = module.update
+            yield float((reread.parts[part][name].update - wanted).norm() / wanted.norm().clamp(min=1e-12))

@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from diffstyler.errors import DiffstylerError
+
 RECORD_NAME = "diffstyler.json"
 
 
@@ -134,14 +136,16 @@ def read_record(folder: Path) -> FittedLoRA:
     """The record of one LoRA folder.
 
     Raises:
-        ValueError: the record is damaged.
+        DiffstylerError: the record is damaged.
     """
     try:
         fields = dict(json.loads((folder / RECORD_NAME).read_text()))
         history, steps_taken = tuple(fields.pop("history", ())), fields.pop("steps_taken", None)
         return FittedLoRA(folder, LoRAIdentity(**fields), history, steps_taken)
     except (ValueError, TypeError) as error:
-        raise ValueError(f"{folder / RECORD_NAME} is damaged ({error}); delete the folder and fit again") from error
+        raise DiffstylerError(
+            f"{folder / RECORD_NAME} is damaged ({error}); delete the folder and fit again"
+        ) from error
 
 
 def _flush(file: Path) -> None:

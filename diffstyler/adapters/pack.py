@@ -9,7 +9,7 @@ checkpoint never touch a neighbor.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -18,6 +18,10 @@ from peft import LoraConfig
 from peft.tuners.tuners_utils import check_target_module_exists
 from torch import nn
 from torch.nn import functional
+
+from diffstyler.adapters.dialects import without_text_model
+from diffstyler.adapters.lora import LowRank
+from diffstyler.errors import DiffstylerError
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,7 @@ class LoRAPack:
         dtype: of the adapters.
 
     Raises:
-        ValueError: no module matches ``target_modules``, or one is neither linear nor a plain convolution.
+        DiffstylerError: no module matches ``target_modules``, or one is neither linear nor a plain convolution.
     """
 
     def __init__(
@@ -121,7 +125,7 @@ class LoRAPack:
         scale = self.scale if rows.slots is None else self.scale[rows.slots]
         if rows.strength is not None:
             if rows.slots is None:
-                raise ValueError("strength is a row's; name the rows' slots")
+                raise DiffstylerError("strength is a row's; name the rows' slots")
             scale = scale * rows.strength
         return scale.view(-1, 1, 1)
 
@@ -144,46 +148,43 @@ class LoRAPack:
             a = torch.rand(shape, generator=generator, dtype=torch.float32).mul_(2 * bound).sub_(bound)
             self.flat.data[slot, target.offset : target.offset + a.numel()] = a.flatten().to(self.flat)
 
-    def state_dict(self, slot: int, rank: int | None = None) -> dict[str, torch.Tensor]:
-        """The adapter in peft's key names (``<module>.lora_A.weight``), on the CPU, float32; of its own ``rank``."""
+    def export(self, slot: int, rank: int | None = None) -> dict[str, LowRank]:
+        """The adapter by the model's module names, on the CPU, float32; of its own ``rank``."""
         rank = rank or self.rank
-        state = {}
+        row, scale = self.flat.detach()[slot].float().cpu(), self.scale[slot].item()
+        modules = {}
         for target in self.targets:
-            row = self.flat.detach()[slot].float().cpu()
             a = row[target.offset : target.a_end].view(target.a_shape)[:rank].clone()
             b = row[target.a_end : target.end].view(target.b_shape)[:, :rank].clone()
             if isinstance(target.module, nn.Conv2d):
                 a = a.view(rank, -1, *target.module.kernel_size)
                 b = b.view(-1, rank, 1, 1)
-            state[f"{target.name}.lora_A.weight"] = a
-            state[f"{target.name}.lora_B.weight"] = b
-        return state
+            modules[target.name] = LowRank(a, b, scale)
+        return modules
 
-    def load_slot(self, slot: int, state: dict[str, torch.Tensor], *, scale: float) -> None:
-        """Put an adapter (peft key names, rank at most the pack's) into a slot; smaller ranks are padded with zeros.
+    def load_slot(self, slot: int, modules: Mapping[str, LowRank]) -> None:
+        """Put an adapter, by the model's module names, into a slot; ranks below the pack's are padded with zeros.
 
         Raises:
-            ValueError: a key names no target of this pack, or a shape does not fit.
+            DiffstylerError: a name is of no target of this pack, or a shape does not fit.
         """
         self.flat.data[slot].zero_()
-        self.scale[slot] = scale
+        self.scale[slot] = scale = next((m.scale for m in modules.values() if m.scale), 1.0)
         targets = {target.name: target for target in self.targets}
-        for name in sorted({key.rsplit(".lora_", 1)[0] for key in state}):
+        for name, module in modules.items():
             if name not in targets:
-                raise ValueError(
+                raise DiffstylerError(
                     f"the LoRA has weights for {name}, which is not among the modules of this model's pack"
                 )
-            target = targets[name]
-            a = state[f"{name}.lora_A.weight"].flatten(1)
-            b = state[f"{name}.lora_B.weight"].flatten(1)
+            target, a, b = targets[name], module.down.flatten(1), module.up.flatten(1)
             if a.shape[1] != target.a_shape[1] or b.shape[0] != target.b_shape[0] or len(a) > self.rank:
-                raise ValueError(
+                raise DiffstylerError(
                     f"the LoRA's {name} is {b.shape[0]} x {a.shape[1]} (rank {len(a)}); this model has "
                     f"{target.b_shape[0]} x {target.a_shape[1]}: it was made for another model"
                 )
             row = self.flat.data[slot]
             row[target.offset : target.a_end].view(target.a_shape)[: len(a)] = a.to(row)
-            row[target.a_end : target.end].view(target.b_shape)[:, : len(a)] = b.to(row)
+            row[target.a_end : target.end].view(target.b_shape)[:, : len(a)] = (b * (module.scale / scale)).to(row)
 
     def _split(self, flat: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Each target's A (N, r, in) and B (N, out, r), as views of ``flat``."""
@@ -236,7 +237,7 @@ def find_targets(model: nn.Module, config: LoraConfig) -> list[Target]:
         if not name or not check_target_module_exists(config, name):
             continue
         if not isinstance(module, nn.Linear) and not (isinstance(module, nn.Conv2d) and module.groups == 1):
-            raise ValueError(
+            raise DiffstylerError(
                 f"target_modules matches {name}, a {type(module).__name__}; LoRA goes on linear or convolution"
             )
         out_features, in_features = _sizes(module)
@@ -244,7 +245,7 @@ def find_targets(model: nn.Module, config: LoraConfig) -> list[Target]:
         targets.append(target)
         offset = target.end
     if not targets:
-        raise ValueError(f"target_modules {config.target_modules!r} matches no module of the model")
+        raise DiffstylerError(f"target_modules {config.target_modules!r} matches no module of the model")
     return targets
 
 
@@ -259,45 +260,39 @@ def pack_of_parts(
     """A pack over several models: one row holds an adapter's weights for all, by names that begin with the part.
 
     Raises:
-        ValueError: as for :class:`LoRAPack`, of each part.
+        DiffstylerError: as for :class:`LoRAPack`, of each part.
     """
     names = [f"{part}.{t.name}" for part, config in configs.items() for t in find_targets(models[part], config)]
     config = replace(next(iter(configs.values())), target_modules=names)
     return LoRAPack(nn.ModuleDict(dict(models)), config, slots, device=device, dtype=dtype)
 
 
-def by_part(state: dict[str, torch.Tensor]) -> dict[str, dict[str, torch.Tensor]]:
-    """The weights of a pack of parts, by part and by the names that the parts have for themselves."""
-    parts: dict[str, dict[str, torch.Tensor]] = {}
-    for key, tensor in state.items():
+def by_part(modules: Mapping[str, LowRank]) -> dict[str, dict[str, LowRank]]:
+    """What a pack of parts exports, by part and by the names that LoRA files have for the modules."""
+    parts: dict[str, dict[str, LowRank]] = {}
+    for key, module in modules.items():
         part, _, name = key.partition(".")
-        parts.setdefault(part, {})[name] = tensor
+        parts.setdefault(part, {})[without_text_model(name)] = module
     return parts
 
 
-def match_modules(model: nn.Module, state: dict[str, torch.Tensor]) -> dict[str, str]:
+def match_modules(model: nn.Module, modules: Mapping[str, LowRank]) -> dict[str, str]:
     """{a LoRA's module: the model's name of it}, of those that the model has in the LoRA's sizes.
 
     Some text encoders keep their layers one level down, in ``text_model``; a LoRA's names are without it.
     """
-    known = {name.removeprefix("text_model."): name for name, _ in model.named_modules()}
-    names = dict.fromkeys(key.rsplit(".lora_", 1)[0] for key in state)
-    return {name: known[name] for name in names if name in known and _fits(model, known[name], name, state)}
+    known = {without_text_model(name): name for name, _ in model.named_modules()}
+    return {
+        name: known[name]
+        for name, module in modules.items()
+        if name in known and _fits(model.get_submodule(known[name]), module)
+    }
 
 
-def renamed(state: dict[str, torch.Tensor], names: dict[str, str]) -> dict[str, torch.Tensor]:
-    """The weights of these modules, by their new names."""
-    ends = (".lora_A.weight", ".lora_B.weight")
-    return {new + end: state[old + end] for old, new in names.items() for end in ends}
-
-
-def _fits(model: nn.Module, path: str, name: str, state: dict[str, torch.Tensor]) -> bool:
-    module = model.get_submodule(path)
+def _fits(module: nn.Module, update: LowRank) -> bool:
     if not isinstance(module, nn.Linear) and not (isinstance(module, nn.Conv2d) and module.groups == 1):
         return False
-    width = state[f"{name}.lora_A.weight"].flatten(1).shape[1]
-    out, own_width = _sizes(module)
-    return (len(state[f"{name}.lora_B.weight"]), width) == (out, own_width)
+    return (len(update.up), update.down.flatten(1).shape[1]) == _sizes(module)
 
 
 def _sizes(module: nn.Linear | nn.Conv2d) -> tuple[int, int]:
@@ -305,22 +300,6 @@ def _sizes(module: nn.Linear | nn.Conv2d) -> tuple[int, int]:
     if isinstance(module, nn.Linear):
         return module.out_features, module.in_features
     return module.out_channels, module.in_channels * math.prod(module.kernel_size)
-
-
-def pack_for(model: nn.Module, states: Sequence[dict[str, torch.Tensor]], scales: Sequence[float]) -> LoRAPack:
-    """A pack that holds these adapters (peft key names), one a slot: the union of their targets, the largest rank."""
-    names = {key.rsplit(".lora_", 1)[0] for state in states for key in state}
-    ranks = [len(tensor) for state in states for key, tensor in state.items() if ".lora_A" in key]
-    known = dict(model.named_modules())
-    unknown = sorted(names - set(known))
-    if unknown:
-        raise ValueError(
-            f"the LoRA has weights for {unknown[0]}, which this model does not have: it was made for another model"
-        )
-    pack = LoRAPack(model, LoraConfig(r=max(ranks), target_modules=sorted(names)), len(states))
-    for slot, (state, scale) in enumerate(zip(states, scales, strict=True)):
-        pack.load_slot(slot, state, scale=scale)
-    return pack
 
 
 def _unfold(x: torch.Tensor, conv: nn.Module) -> torch.Tensor:

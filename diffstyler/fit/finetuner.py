@@ -535,11 +535,10 @@ class LoRAFinetuner(lightning.LightningModule):
         identity, picture = slot.job.identity, slot.job.picture
 
         def write(folder: Path) -> None:
-            state, config = self.pack.state_dict(slot.index, slot.job.config.r), slot.job.config
-            parts = by_part(state) if self.text_encoder_targets else {"unet": state}
-            unet = parts.pop("unet")
-            texts = {part: (own, self._text_config(config)) for part, own in parts.items()}
-            save_lora(folder, unet, config, text_encoders=texts, prediction_type=self.backbone.prediction_type)
+            modules, config = self.pack.export(slot.index, slot.job.config.r), slot.job.config
+            parts = by_part(modules) if self.text_encoder_targets else {"unet": modules}
+            configs = {part: config if part == "unet" else self._text_config(config) for part in parts}
+            save_lora(folder, parts, configs, prediction_type=self.backbone.prediction_type)
             write_lora_report(folder, identity, picture.path, slot.losses, preview)
 
         self.farm.publish(slot.job, write, slot.history, slot.step)

@@ -18,10 +18,10 @@ from diffstyler.adapters import (
     LoRALibrary,
     LoRAPack,
     Rows,
+    largest_rank,
     match_modules,
     read_lora,
     read_record,
-    renamed,
 )
 from diffstyler.backbones import Backbone
 from diffstyler.images import is_picture, load_image, picture_sha256
@@ -125,8 +125,7 @@ class AdapterShelf:
             slot = min(range(len(self._packed)), key=lambda slot: self._last_use(self._packed[slot]))
             lora = read_lora(path, allow_partial=self.allow_partial)
             for part, names in self._matched[path].modules.items():
-                scale = lora.scale if part == "unet" else 1.0
-                self._packs[part].load_slot(slot, renamed(lora.parts[part], names), scale=scale)
+                self._packs[part].load_slot(slot, {new: lora.parts[part][old] for old, new in names.items()})
             self._packed[slot] = path
 
     @property
@@ -142,10 +141,8 @@ class AdapterShelf:
     @property
     def config(self) -> LoraConfig:
         """Of a UNet pack that can hold any LoRA of the run, known before the model is there."""
-        states = [outline.state for outline in self._outlines.values()]
-        ranks = [len(tensor) for state in states for key, tensor in state.items() if ".lora_A" in key]
-        modules = sorted({key.rsplit(".lora_", 1)[0] for state in states for key in state})
-        return LoraConfig(r=max(ranks), target_modules=modules)
+        unets = [outline.parts["unet"] for outline in self._outlines.values()]
+        return LoraConfig(r=max(map(largest_rank, unets)), target_modules=sorted(set().union(*unets)))
 
     def slot(self, adapter: AdapterFile | None) -> int | None:
         """The adapter's place in the pack."""
@@ -196,12 +193,9 @@ class AdapterShelf:
 
     def _match(self, lora: LoRA) -> Matched:
         models = self._models
-        modules = {part: match_modules(models[part], state) for part, state in lora.parts.items() if part in models}
+        modules = {part: match_modules(models[part], own) for part, own in lora.parts.items() if part in models}
         foreign = [
-            f"{part} {name}"
-            for part, state in lora.parts.items()
-            for name in dict.fromkeys(key.rsplit(".lora_", 1)[0] for key in state)
-            if name not in modules.get(part, {})
+            f"{part} {name}" for part, own in lora.parts.items() for name in own if name not in modules.get(part, {})
         ]
         count = sum(map(len, modules.values()))
         if foreign or lora.unmatched:
@@ -217,7 +211,7 @@ class AdapterShelf:
                     f"{text}: it was made for another model; model.on_partial_lora warn uses what matches"
                 )
             log.warning("%s; the rest acts", text)
-        ranks = {part: max(len(t) for k, t in state.items() if ".lora_A" in k) for part, state in lora.parts.items()}
+        ranks = {part: largest_rank(own) for part, own in lora.parts.items()}
         return Matched({part: names for part, names in modules.items() if names}, ranks)
 
     def _look_up(self, role: str, picture: Path, mask: str = "everything") -> AdapterFile | None:
@@ -266,8 +260,8 @@ class AdapterShelf:
 
 def _outline(lora: LoRA) -> LoRA:
     """The LoRA's names and sizes without its weights."""
-    states = {part: {key: tensor.to("meta") for key, tensor in state.items()} for part, state in lora.parts.items()}
-    return replace(lora, state=states.pop("unet"), text_encoders=states)
+    parts = {part: {name: module.outline for name, module in own.items()} for part, own in lora.parts.items()}
+    return replace(lora, parts=parts)
 
 
 def _some(names: Sequence[str]) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from low_rank import by_peft, filled_pack, from_peft, random_modules
 from peft import LoraConfig
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -13,11 +14,10 @@ from safetensors.torch import save_file
 from diffstyler.adapters import (
     LoRA,
     LoRAFileError,
-    LoRAPack,
+    LowRank,
     Rows,
     inspect_lora,
     kohya_family,
-    pack_for,
     read_lora,
     save_kohya,
     save_lora,
@@ -32,10 +32,7 @@ TIMESTEP = torch.tensor([501])
 
 @pytest.fixture
 def state(tiny, request) -> dict[str, torch.Tensor]:
-    pack = LoRAPack(tiny.unet, LoraConfig(r=RANK, target_modules=TARGETS[request.param]), 1)
-    pack.flat.normal_(0, 0.1, generator=torch.Generator().manual_seed(0))
-    pack.detach()
-    return pack.state_dict(0)
+    return by_peft(random_modules(tiny.unet, LoraConfig(r=RANK, target_modules=TARGETS[request.param])))
 
 
 def config(state: dict[str, torch.Tensor]) -> LoraConfig:
@@ -44,7 +41,7 @@ def config(state: dict[str, torch.Tensor]) -> LoraConfig:
 
 
 def diffusers_file(tmp_path: Path, state: dict[str, torch.Tensor]) -> Path:
-    return save_lora(tmp_path / "lora", state, config(state))
+    return save_lora(tmp_path / "lora", {"unet": from_peft(state, ALPHA / RANK)}, {"unet": config(state)})
 
 
 def kohya_file(tmp_path: Path, state: dict[str, torch.Tensor]) -> Path:
@@ -73,7 +70,7 @@ def merged(tiny, updates: dict[str, torch.Tensor]) -> torch.Tensor:
 
 def ours(tiny, path: Path) -> torch.Tensor:
     lora = read_lora(path)
-    pack = pack_for(tiny.unet, [lora.state], [lora.scale])
+    pack = filled_pack(tiny.unet, lora.parts["unet"])
     with pack.rows(Rows(torch.tensor([0]))):
         output = tiny.predict(LATENTS, TIMESTEP, tiny.encode_prompt(["a red tree"]))
     pack.detach()
@@ -96,8 +93,8 @@ def updates(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     ],
 )
 def test_kohyas_metadata(tmp_path, family, expected):
-    state = {"mid_block.to_q.lora_A.weight": torch.ones(4, 8), "mid_block.to_q.lora_B.weight": torch.ones(8, 4)}
-    lora = LoRA(state, ALPHA / RANK, RANK, tmp_path)
+    update = LowRank(torch.ones(RANK, 8), torch.ones(8, RANK), ALPHA / RANK)
+    lora = LoRA({"unet": {"mid_block.to_q": update}}, tmp_path)
     path = save_kohya(tmp_path / "kohya.safetensors", lora, family=family, title="Test", trigger="painting of <sss>")
     with safe_open(path, "pt") as file:
         metadata, alpha = file.metadata(), file.get_tensor("lora_unet_mid_block_to_q.alpha")
@@ -130,8 +127,9 @@ def test_shapes_do_not_tell_which_stable_diffusion_2(tmp_path):
 @pytest.mark.parametrize(("prediction_type", "family"), [("epsilon", "sd2-512"), ("v_prediction", "sd2-768-v")])
 def test_what_we_fit_says_which_stable_diffusion_2_it_is_for(tmp_path, prediction_type, family):
     module = "mid_block.attentions.0.transformer_blocks.0.attn2.to_k"
-    state = {f"{module}.lora_A.weight": torch.ones(RANK, 1024), f"{module}.lora_B.weight": torch.ones(64, RANK)}
-    path = save_lora(tmp_path, state, config(state), prediction_type=prediction_type)
+    update = LowRank(torch.ones(RANK, 1024), torch.ones(64, RANK), ALPHA / RANK)
+    own = LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=[module])
+    path = save_lora(tmp_path, {"unet": {module: update}}, {"unet": own}, prediction_type=prediction_type)
     assert kohya_family(inspect_lora(path)) == family
 
 
@@ -218,7 +216,7 @@ def test_ranks_and_alphas_by_pattern(tmp_path, state):
     (folder / "adapter_config.json").write_text(json.dumps(fields))
     lora, wanted = read_lora(folder), updates(state)
     for name, update in wanted.items():
-        actual = lora.scale * lora.state[f"{name}.lora_B.weight"] @ lora.state[f"{name}.lora_A.weight"]
+        actual = lora.parts["unet"][name].update
         torch.testing.assert_close(actual, update * (2 if name.endswith("attn1.to_q") else 1))
 
 
@@ -242,7 +240,7 @@ def test_wrong_files_are_named(tmp_path, state):
             read_lora(written(**{keys: one}))
     partial = read_lora(written(something__else=one), allow_partial=True)
     assert partial.unmatched == ("something.else",)
-    assert partial.state.keys() == state.keys()
+    assert by_peft(partial.parts["unet"]).keys() == state.keys()
     (tmp_path / "x.ckpt").write_bytes(b"")
     with pytest.raises(LoRAFileError, match="other formats can run code"):
         read_lora(tmp_path / "x.ckpt")

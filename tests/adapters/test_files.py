@@ -7,10 +7,23 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
+from low_rank import by_peft, filled_pack, random_modules
 from peft import LoraConfig
 from safetensors.torch import save_file
+from torch import nn
 
-from diffstyler.adapters import WEIGHTS_NAME, LoRAFileError, LoRAPack, Rows, lora_scale, pack_for, read_lora, save_lora
+from diffstyler.adapters import (
+    WEIGHTS_NAME,
+    LoRAFileError,
+    LowRank,
+    Rows,
+    by_part,
+    lora_scale,
+    match_modules,
+    pack_of_parts,
+    read_lora,
+    save_lora,
+)
 
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
 KEY = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
@@ -20,13 +33,6 @@ def config(targets: list[str] = ATTENTION, **more) -> LoraConfig:
     return LoraConfig(r=4, lora_alpha=16, target_modules=targets, **more)
 
 
-def random_state(tiny, config: LoraConfig) -> dict[str, torch.Tensor]:
-    pack = LoRAPack(tiny.unet, config, 1)
-    pack.flat.normal_(0, 0.1, generator=torch.Generator().manual_seed(0))
-    pack.detach()
-    return pack.state_dict(0)
-
-
 @pytest.mark.parametrize(
     ("config", "scale"),
     [(config(), 4.0), (config(use_rslora=True), 8.0), (config(["to_q", "conv1", "conv_shortcut"]), 4.0)],
@@ -34,19 +40,21 @@ def random_state(tiny, config: LoraConfig) -> dict[str, torch.Tensor]:
 )
 @torch.no_grad()
 def test_diffusers_reads_what_we_write(tiny, tiny_dir, tmp_path, config, scale):
-    state = random_state(tiny, config)
-    path = save_lora(tmp_path / "lora", state, config)
+    modules = random_modules(tiny.unet, config)
+    path = save_lora(tmp_path / "lora", {"unet": modules}, {"unet": config})
     lora = read_lora(path.parent)
     assert path == tmp_path / "lora" / WEIGHTS_NAME
-    assert (lora.scale, lora.rank, lora.path) == (scale, 4, path)
-    assert lora.scale == lora_scale(config)
-    assert lora.state.keys() == state.keys()
-    assert all(torch.equal(lora.state[key], state[key]) for key in state)
+    assert lora.path == path
+    assert {(module.scale, module.rank) for module in lora.parts["unet"].values()} == {(scale, 4)}
+    assert scale == lora_scale(config)
+    state, read = by_peft(modules), by_peft(lora.parts["unet"])
+    assert read.keys() == state.keys()
+    assert all(torch.equal(read[key], state[key]) for key in state)
 
     latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
     prompt = tiny.encode_prompt(["a red tree"])
     timestep = torch.tensor([501])
-    pack = pack_for(tiny.unet, [lora.state], [lora.scale])
+    pack = filled_pack(tiny.unet, lora.parts["unet"])
     with pack.rows(Rows(torch.tensor([0]))):
         ours = tiny.predict(latents, timestep, prompt)
     pipe = StableDiffusionPipeline.from_pretrained(tiny_dir)
@@ -60,18 +68,35 @@ def test_a_file_without_metadata_has_scale_one(tmp_path):
     save_file(
         {f"{KEY}.lora_A.weight": torch.ones(2, 8), f"{KEY}.lora_B.weight": torch.ones(8, 2)}, tmp_path / "a.safetensors"
     )
-    lora = read_lora(tmp_path / "a.safetensors")
-    assert (lora.scale, lora.rank) == (1.0, 2)
-    assert set(lora.state) == {f"{KEY.removeprefix('unet.')}.lora_{m}.weight" for m in "AB"}
+    ((name, module),) = read_lora(tmp_path / "a.safetensors").parts["unet"].items()
+    assert (name, module.scale, module.rank) == (KEY.removeprefix("unet."), 1.0, 2)
 
 
 def test_nan_is_refused_and_nothing_written(tiny, tmp_path):
-    state = random_state(tiny, config())
-    key = next(iter(state))
-    state[key][0, 0] = torch.nan
-    with pytest.raises(LoRAFileError, match=f"lora: {key} has NaN or infinite values; nothing was written"):
-        save_lora(tmp_path / "lora", state, config())
+    modules = random_modules(tiny.unet, config())
+    name = next(iter(modules))
+    modules[name].down[0, 0] = torch.nan
+    with pytest.raises(LoRAFileError, match=f"lora: unet {name} has NaN or infinite values; nothing was written"):
+        save_lora(tmp_path / "lora", {"unet": modules}, {"unet": config()})
     assert not list(tmp_path.iterdir())
+
+
+def test_a_configuration_that_contradicts_the_scales_is_refused(tiny, tmp_path):
+    doubled = {n: LowRank(m.down, m.up, 2 * m.scale) for n, m in random_modules(tiny.unet, config()).items()}
+    with pytest.raises(LoRAFileError, match="what was read back differs from what was written"):
+        save_lora(tmp_path / "lora", {"unet": doubled}, {"unet": config()})
+
+
+def test_the_level_that_some_text_encoders_have_is_in_a_file_once(tmp_path):
+    """Those with a projection keep `text_model` in transformers 5; a LoRA's own names are without it."""
+    encoder = nn.ModuleDict({"text_model": nn.ModuleDict({"fc1": nn.Linear(8, 8)})})
+    models = {"unet": nn.ModuleDict({"to_q": nn.Linear(8, 8)}), "text_encoder_2": encoder}
+    configs = {"unet": config(["to_q"]), "text_encoder_2": config(["fc1"])}
+    pack = pack_of_parts(models, configs, 1, device=torch.device("cpu"), dtype=torch.float32)
+    pack.init_slot(0, seed=0, scale=4.0)
+    path = save_lora(tmp_path / "lora", by_part(pack.export(0)), configs)
+    assert b'"text_encoder_2.text_model.fc1.lora_A.weight"' in path.read_bytes()
+    assert match_modules(encoder, read_lora(path).parts["text_encoder_2"]) == {"fc1": "text_model.fc1"}
 
 
 def write_truncated(file: Path) -> None:

@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
+from low_rank import by_peft, filled_pack
 from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
 from safetensors import safe_open
 from safetensors.torch import save_file
 from tiny_models import tiny_text_encoder, tiny_vae
 from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 
-from diffstyler.adapters import LoRA, LoRAPack, Rows, match_modules, read_lora, renamed, save_kohya, save_lora
+from diffstyler.adapters import LoRA, LoRAPack, LowRank, Rows, match_modules, read_lora, save_kohya, save_lora
 from diffstyler.backbones.source import EMBEDDED
 
 TEXT = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]
@@ -122,14 +123,10 @@ class Drawn:
     """A random LoRA, and what the model gives with it merged into the weights."""
 
     family: Family
-    states: dict[str, dict[str, torch.Tensor]]
+    parts: dict[str, dict[str, LowRank]]
     configs: dict[str, LoraConfig]
     deltas: Deltas
     merged: dict[str, torch.Tensor]
-
-    def scale(self, part: str, module: str) -> float:
-        config = self.configs[part]
-        return ALPHA / config.rank_pattern.get(module, config.r)
 
 
 CASES = [(family, target, "uneven") for family in ("sd1", "sdxl") for target in TARGETS]
@@ -141,7 +138,7 @@ def drawn(request, families) -> Drawn:
     name, target, ranks = request.param
     family = families[name]
     generator = torch.Generator().manual_seed(1)
-    states, configs = {}, {}
+    parts, configs = {}, {}
     for part, model in family.models.items():
         suffixes = tuple(f".{end}" for end in TARGETS[target][0 if part == "unet" else 1])
         names = [n for n, _ in model.named_modules() if f".{n}".endswith(suffixes)] if suffixes else []
@@ -149,17 +146,17 @@ def drawn(request, families) -> Drawn:
             continue
         pattern = {n: 1 + i % 4 for i, n in enumerate(names) if 1 + i % 4 != RANK} if ranks == "uneven" else {}
         configs[part] = LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=names, rank_pattern=pattern)
-        states[part] = {}
+        parts[part] = {}
         for n in names:
             weight, rank = model.get_submodule(n).weight, pattern.get(n, RANK)
             down = torch.randn(rank, *weight.shape[1:], generator=generator) * 0.2
             up = torch.randn(len(weight), rank, *[1] * (weight.dim() - 2), generator=generator) * 0.2
-            states[part] |= {f"{n}.lora_A.weight": down, f"{n}.lora_B.weight": up}
-    drawn = Drawn(family, states, configs, {}, {})
-    for part, state in states.items():
-        for n in configs[part].target_modules:
-            down, up = (state[f"{n}.lora_{side}.weight"].flatten(1) for side in "AB")
-            drawn.deltas.setdefault(part, {})[n] = drawn.scale(part, n) * up @ down
+            parts[part][n] = LowRank(down, up, ALPHA / rank)
+    deltas = {
+        part: {n: module.scale * module.up.flatten(1) @ module.down.flatten(1) for n, module in modules.items()}
+        for part, modules in parts.items()
+    }
+    drawn = Drawn(family, parts, configs, deltas, {})
     with torch.no_grad(), merge(family, drawn.deltas):
         drawn.merged.update(family.outputs())
     return drawn
@@ -180,9 +177,7 @@ def merge(family: Family, deltas: Deltas) -> Iterator[None]:
 
 
 def diffusers_file(drawn: Drawn, folder: Path) -> Path:
-    parts = {part: (without_text_model(state), drawn.configs[part]) for part, state in drawn.states.items()}
-    unet, config = parts.pop("unet")
-    return save_lora(folder, unet, config, text_encoders=parts)
+    return save_lora(folder, {part: without_text_model(own) for part, own in drawn.parts.items()}, drawn.configs)
 
 
 def kohya_file(drawn: Drawn, folder: Path) -> Path:
@@ -192,21 +187,21 @@ def kohya_file(drawn: Drawn, folder: Path) -> Path:
 
 def peft_folder(drawn: Drawn, folder: Path) -> Path:
     """As peft itself saves a model, one folder for each part where there are several."""
-    for part, state in drawn.states.items():
+    for part, modules in drawn.parts.items():
         model = get_peft_model(copy.deepcopy(drawn.family.models[part]), drawn.configs[part])
+        state = by_peft(modules)
         set_peft_model_state_dict(model, {f"base_model.model.{key}": tensor for key, tensor in state.items()})
-        model.save_pretrained(folder if len(drawn.states) == 1 else folder / part)
+        model.save_pretrained(folder if len(drawn.parts) == 1 else folder / part)
     return folder
 
 
 def old_diffusers_file(drawn: Drawn, folder: Path) -> Path:
     """`unet.….processor.to_q_lora.down.weight`; it states no alpha, so the scale goes into the weights."""
     tensors = {}
-    for part, state in drawn.states.items():
-        for key, tensor in state.items():
-            module, _, role = key.partition(".lora_")
-            name = f"{part}.{old_name(module, part)}.{'down' if role[0] == 'A' else 'up'}.weight"
-            tensors[name] = tensor if role[0] == "A" else tensor * drawn.scale(part, module)
+    for part, modules in drawn.parts.items():
+        for name, module in modules.items():
+            stem = f"{part}.{old_name(name, part)}"
+            tensors |= {f"{stem}.down.weight": module.down, f"{stem}.up.weight": module.up * module.scale}
     folder.mkdir()
     save_file(tensors, folder / "old.safetensors")
     return folder / "old.safetensors"
@@ -219,8 +214,8 @@ def old_name(module: str, part: str) -> str:
     return f"{stem}.processor.{last}_lora" if last in {"to_q", "to_k", "to_v", "to_out"} else f"{module}.lora"
 
 
-def without_text_model(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {key.removeprefix("text_model."): tensor for key, tensor in state.items()}
+def without_text_model(modules: dict[str, LowRank]) -> dict[str, LowRank]:
+    return {name.removeprefix("text_model."): module for name, module in modules.items()}
 
 
 # ---- loaders
@@ -239,12 +234,8 @@ def ours(drawn: Drawn, path: Path) -> dict[str, torch.Tensor]:
 
 def our_pack(model: torch.nn.Module, lora: LoRA, part: str) -> LoRAPack:
     names = match_modules(model, lora.parts[part])
-    assert len(names) * 2 == len(lora.parts[part])
-    state = renamed(lora.parts[part], names)
-    ranks = [len(tensor) for key, tensor in state.items() if ".lora_A" in key]
-    pack = LoRAPack(model, LoraConfig(r=max(ranks), target_modules=list(names.values())), 1)
-    pack.load_slot(0, state, scale=lora.scale if part == "unet" else 1.0)
-    return pack
+    assert names.keys() == lora.parts[part].keys()
+    return filled_pack(model, {new: lora.parts[part][old] for old, new in names.items()})
 
 
 @torch.no_grad()
@@ -260,8 +251,8 @@ def diffusers_loader(drawn: Drawn, path: Path) -> dict[str, torch.Tensor]:
 @torch.no_grad()
 def peft_loader(drawn: Drawn, path: Path) -> dict[str, torch.Tensor]:
     models = copy.deepcopy(drawn.family.models)
-    for part in drawn.states:
-        folder = path if len(drawn.states) == 1 else path / part
+    for part in drawn.parts:
+        folder = path if len(drawn.parts) == 1 else path / part
         models[part] = PeftModel.from_pretrained(models[part], folder)
     return drawn.family.outputs(models)
 
@@ -275,7 +266,7 @@ def close(actual: dict[str, torch.Tensor], drawn: Drawn) -> None:
 @torch.no_grad()
 def test_the_lora_matters(drawn):
     base = drawn.family.outputs()
-    for part in drawn.states:
+    for part in drawn.parts:
         assert (base[part] - drawn.merged[part]).abs().max() > 1e-3
 
 

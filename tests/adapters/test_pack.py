@@ -5,11 +5,12 @@ import math
 
 import pytest
 import torch
+from low_rank import by_peft, filled_pack, from_peft
 from peft import LoraConfig, get_peft_model_state_dict
 from torch import nn
 from torch.nn import functional
 
-from diffstyler.adapters import LoRAPack, Rows, lora_scale, pack_for
+from diffstyler.adapters import LoRAPack, LowRank, Rows, lora_scale
 
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
 EVERYWHERE = [*ATTENTION, "conv_shortcut", "proj_in", "conv1", "downsamplers.0.conv", "time_emb_proj"]
@@ -20,15 +21,15 @@ def config(targets: list[str] = ATTENTION, rank: int = 4, alpha: int = 4, **more
     return LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets, **more)
 
 
-def with_peft(unet: nn.Module, config: LoraConfig, seed: int = 0) -> tuple[nn.Module, dict[str, torch.Tensor]]:
-    """peft's own UNet with random A and B -> it and its adapter's weights."""
+def with_peft(unet: nn.Module, config: LoraConfig, seed: int = 0) -> tuple[nn.Module, dict[str, LowRank]]:
+    """peft's own UNet with random A and B -> it and its adapter."""
     adapted = copy.deepcopy(unet)
     adapted.add_adapter(config)
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in adapted.named_parameters():
         if ".lora_" in name:
             parameter.data = (torch.randn(parameter.shape, generator=generator) * 0.1).to(parameter.dtype)
-    return adapted, get_peft_model_state_dict(adapted)
+    return adapted, from_peft(get_peft_model_state_dict(adapted), lora_scale(config))
 
 
 def inputs(tiny, rows: int) -> dict[str, torch.Tensor]:
@@ -63,16 +64,18 @@ def random_pack(unet: nn.Module, slots: int, targets: list[str] = ATTENTION) -> 
 )
 @torch.no_grad()
 def test_one_adapter_equals_peft(tiny, config):
-    adapted, state = with_peft(tiny.unet, config)
+    adapted, modules = with_peft(tiny.unet, config)
     batch = inputs(tiny, 2)
     base = tiny.unet(**batch).sample
-    pack = pack_for(tiny.unet, [state], [lora_scale(config)])
+    pack = filled_pack(tiny.unet, modules)
     with pack.rows(Rows(torch.tensor([0, 0]))):
         packed = tiny.unet(**batch).sample
     assert not torch.allclose(packed, base, atol=1e-3)
     torch.testing.assert_close(packed, adapted(**batch).sample, **CLOSE)
-    assert pack.state_dict(0).keys() == state.keys()
-    assert all(torch.equal(tensor, state[key]) for key, tensor in pack.state_dict(0).items())
+    exported, state = by_peft(pack.export(0)), by_peft(modules)
+    assert exported.keys() == state.keys()
+    assert all(torch.equal(tensor, state[key]) for key, tensor in exported.items())
+    assert all(module.scale == lora_scale(config) for module in pack.export(0).values())
 
 
 @pytest.mark.parametrize("targets", [ATTENTION, EVERYWHERE], ids=["attention", "everywhere"])
@@ -119,8 +122,8 @@ def test_zero_strength_no_rows_and_detached_equal_the_base(tiny):
 @torch.no_grad()
 def test_unequal_ranks_and_targets_share_a_pack(tiny):
     configs = [config(rank=2, alpha=4), config(["to_q", "conv1"], rank=5, alpha=5)]
-    adapted, states = zip(*(with_peft(tiny.unet, c, seed) for seed, c in enumerate(configs)), strict=True)
-    pack = pack_for(tiny.unet, states, [lora_scale(c) for c in configs])
+    adapted, loras = zip(*(with_peft(tiny.unet, c, seed) for seed, c in enumerate(configs)), strict=True)
+    pack = filled_pack(tiny.unet, *loras)
     batch = inputs(tiny, 2)
     with pack.rows(Rows(torch.tensor([0, 1]))):
         packed = tiny.unet(**batch).sample
@@ -134,10 +137,10 @@ def test_gradients_of_each_slot_equal_pefts(tiny, targets):
     lora = config(targets, rank=2, alpha=4)
     batch = {key: value.double() if value.is_floating_point() else value for key, value in inputs(tiny, 4).items()}
     tiny.unet.double()
-    adapted, states = zip(*(with_peft(tiny.unet, lora, seed) for seed in (1, 2)), strict=True)
+    adapted, loras = zip(*(with_peft(tiny.unet, lora, seed) for seed in (1, 2)), strict=True)
     pack = LoRAPack(tiny.unet, lora, 2, dtype=torch.float64)
-    for slot, state in enumerate(states):
-        pack.load_slot(slot, state, scale=lora_scale(lora))
+    for slot, modules in enumerate(loras):
+        pack.load_slot(slot, modules)
     pack.train()
     with pack.rows(Rows(None)):
         tiny.unet(**batch).sample.square().sum().backward()
@@ -182,13 +185,11 @@ def test_a_new_slot_does_nothing_yet(tiny):
 def test_new_slots_are_distributed_as_pefts(tiny):
     pack = LoRAPack(tiny.unet, config(EVERYWHERE), 1)
     pack.init_slot(0, seed=1, scale=1.0)
-    for key, tensor in pack.state_dict(0).items():
-        if ".lora_B." in key:
-            assert not tensor.any()
-            continue
-        bound = math.sqrt(6 / ((1 + 5) * tensor[0].numel()))  # kaiming_uniform_(a=√5)
-        assert 0.8 * bound < tensor.abs().max() <= bound
-        assert tensor.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.25)
+    for module in pack.export(0).values():
+        assert not module.up.any()
+        bound = math.sqrt(6 / ((1 + 5) * module.down[0].numel()))  # kaiming_uniform_(a=√5)
+        assert 0.8 * bound < module.down.abs().max() <= bound
+        assert module.down.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.25)
 
 
 @pytest.mark.parametrize(
@@ -201,12 +202,18 @@ def test_targets_that_cannot_be_are_refused(tiny, targets, message):
 
 
 def test_adapters_of_other_models_are_refused(tiny):
-    _, state = with_peft(tiny.unet, config())
+    _, modules = with_peft(tiny.unet, config())
     pack = LoRAPack(tiny.unet, config(["to_q"]), 1)
     with pytest.raises(ValueError, match="not among the modules"):
-        pack.load_slot(0, state, scale=1.0)
-    with pytest.raises(ValueError, match=r"no_such\.to_q, which this model does not have"):
-        pack_for(tiny.unet, [{"no_such.to_q.lora_A.weight": torch.zeros(4, 32)}], [1.0])
-    wide = {key: tensor.repeat(1, 2) if "lora_A" in key else tensor for key, tensor in state.items() if "to_q" in key}
+        pack.load_slot(0, modules)
+    wide = {name: LowRank(m.down.repeat(1, 2), m.up) for name, m in modules.items() if name.endswith("to_q")}
     with pytest.raises(ValueError, match=r"is 32 x 64 \(rank 4\); this model has 32 x 32"):
-        pack.load_slot(0, wide, scale=1.0)
+        pack.load_slot(0, wide)
+
+
+def test_every_module_acts_at_its_own_scale(tiny):
+    _, modules = with_peft(tiny.unet, config(EVERYWHERE))
+    scales = {name: index % 3 - 1.0 for index, name in enumerate(modules)}  # the first ones are -1, 0 and 1
+    pack = filled_pack(tiny.unet, {n: LowRank(m.down, m.up, scales[n]) for n, m in modules.items()})
+    for name, module in pack.export(0).items():
+        torch.testing.assert_close(module.update, scales[name] * modules[name].update)

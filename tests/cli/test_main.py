@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from low_rank import by_peft
 from peft import LoraConfig
 from PIL import Image
 from safetensors.torch import save_file
 
-from diffstyler.adapters import save_lora
+from diffstyler.adapters import LowRank, save_lora
 from diffstyler.cli.main import main
 from diffstyler.images import load_image
 
@@ -154,24 +155,21 @@ def cli_weights() -> str:
 def test_inspect_and_export(tmp_path, capsys):
     generator = torch.Generator().manual_seed(0)
     module = "mid_block.attentions.0.transformer_blocks.0.attn2.to_k"
-    state = {
-        f"{module}.lora_A.weight": torch.randn(4, 768, generator=generator),
-        f"{module}.lora_B.weight": torch.randn(320, 4, generator=generator),
-    }
-    save_lora(tmp_path / "lora", state, LoraConfig(r=4, lora_alpha=8, target_modules=["to_k"]))
+    update = LowRank(torch.randn(4, 768, generator=generator), torch.randn(320, 4, generator=generator), 8 / 4)
+    config = LoraConfig(r=4, lora_alpha=8, target_modules=["to_k"])
+    save_lora(tmp_path / "lora", {"unet": {module: update}}, {"unet": config})
     assert main(["inspect", str(tmp_path / "lora")]) == 0
     facts = json.loads(capsys.readouterr().out)
     expected = {"family": "sd1", "parts": {"unet": 1}, "ranks": [4], "alphas": [8.0], "targets": ["attn2.to_k"]}
     assert {name: facts[name] for name in expected} == expected
-    norm = (8 / 4 * state[f"{module}.lora_B.weight"] @ state[f"{module}.lora_A.weight"]).norm().item()
-    assert facts["update_norm"]["largest"] == pytest.approx(norm, rel=1e-5)
+    assert facts["update_norm"]["largest"] == pytest.approx(update.update.norm().item(), rel=1e-5)
     assert (facts["matched_keys"], facts["unmatched_keys"], facts["problem"]) == (2, [], None)
     out = tmp_path / "for-others.safetensors"
     assert main(["export", str(tmp_path / "lora"), "--output", str(out)]) == 0
     assert main(["inspect", str(out)]) == 0
     exported = json.loads(capsys.readouterr().out.split("\n", 1)[1])
     assert {name: exported[name] for name in expected} == expected
-    broken = {key: tensor * torch.nan for key, tensor in state.items()}
+    broken = {key: tensor * torch.nan for key, tensor in by_peft({module: update}).items()}
     save_file({f"unet.{key}": tensor for key, tensor in broken.items()}, tmp_path / "broken.safetensors")
     assert main(["inspect", str(tmp_path / "broken.safetensors")]) == 0
     facts = json.loads(capsys.readouterr().out)

@@ -32,10 +32,7 @@ def pack(tiny) -> LoRAPack:
 
 
 def merged(pack: LoRAPack, slot: int) -> dict[str, torch.Tensor]:
-    state = pack.state_dict(slot)
-    names = {key.rsplit(".lora_", 1)[0] for key in state}
-    scale = pack.scale[slot].item()
-    return {n: scale * state[f"{n}.lora_B.weight"] @ state[f"{n}.lora_A.weight"] for n in names}
+    return {name: module.update for name, module in pack.export(slot).items()}
 
 
 @pytest.mark.parametrize("styles", [1, 2])

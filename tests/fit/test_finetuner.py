@@ -7,9 +7,9 @@ import lightning
 import pytest
 import torch
 from PIL import Image
-from runs import KillAt, KilledError, finetune
+from runs import KillAt, KilledError, finetune, matrices
 
-from diffstyler.adapters import LoRALibrary, read_lora
+from diffstyler.adapters import LoRALibrary
 from diffstyler.backbones import StableDiffusion
 from diffstyler.fit.data import FitData
 from diffstyler.fit.early_stop import EarlyStop
@@ -83,7 +83,7 @@ def test_a_broken_lora_is_named_and_its_neighbors_are_not_touched(tiny_dir, pict
     assert Path(failure["picture"]).name == "blue.png"
     folders = [folder.name for folder in (tmp_path / "broken").glob("[!.]*/")]
     assert [name.split("-")[0] for name in folders] == ["green"]
-    kept = read_lora(tmp_path / "broken" / folders[0]).state
+    kept = matrices(tmp_path / "broken" / folders[0])
     assert same(kept, healthy["green"])
 
 

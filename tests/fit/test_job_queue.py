@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from runs import DDP, children, start, wait_for
+from runs import DDP, children, matrices, start, wait_for
 
-from diffstyler.adapters import LoRAIdentity, LoRALibrary, read_lora
+from diffstyler.adapters import LoRAIdentity, LoRALibrary
 from diffstyler.cli.main import main
 from diffstyler.fit.crops import FitPicture
 from diffstyler.fit.job_queue import Failure, FailureLog, Farm
@@ -185,7 +185,7 @@ def test_two_ranks_fit_one_lora_together(command, tmp_path):
     _, error = process.communicate(timeout=120)
     assert process.returncode == 0, error
     assert fit([*command, *TOGETHER], tmp_path / "one") == 0
-    states = [read_lora(next((tmp_path / name).glob("dots-*"))).state for name in ("one", "two")]
+    states = [matrices(next((tmp_path / name).glob("dots-*"))) for name in ("one", "two")]
     flat = [torch.cat([state[key].flatten().double() for key in sorted(state)]) for state in states]
     assert (flat[0] - flat[1]).norm() / flat[0].norm() < 1e-6
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from low_rank import by_peft
 from peft import LoraConfig, get_peft_model_state_dict
 from runs import finetune
 from torch.nn.functional import mse_loss
@@ -39,7 +40,7 @@ def fit_with_peft(folder: Path, path: Path, *, steps: int, dtype: torch.dtype, r
         lambda optimizer: torch.optim.lr_scheduler.ConstantLR(optimizer),
         loss_scale=LossScale(),
     )
-    initial = {name: tensor.to(dtype) for name, tensor in pack.state_dict(0).items()}
+    initial = {name: tensor.to(dtype) for name, tensor in by_peft(pack.export(0)).items()}
     pack.detach()
     backbone.unet.add_adapter(config)
     weights = {n.replace(".default", ""): p for n, p in backbone.unet.named_parameters() if p.requires_grad}
@@ -66,13 +67,13 @@ def fit_with_peft(folder: Path, path: Path, *, steps: int, dtype: torch.dtype, r
 )
 def test_a_packed_lora_equals_pefts_own(tiny_dir, pictures, tmp_path, precision, steps, bound, monkeypatch):
     expected = fit_with_peft(tiny_dir, pictures[0], steps=steps, dtype=DTYPES[precision])
-    rows, kept = [], LoRAPack.state_dict
+    rows, kept = [], LoRAPack.export
 
     def remember(pack, slot, *more):  # in the pack's own precision, before a file rounds it
         rows.append(pack.flat.detach()[slot].clone())
         return kept(pack, slot, *more)
 
-    monkeypatch.setattr(LoRAPack, "state_dict", remember)
+    monkeypatch.setattr(LoRAPack, "export", remember)
     finetune(tiny_dir, tmp_path, pictures, steps=steps, pack_size=3, precision=precision)
     names = [key.removesuffix(".lora_A.weight") for key in expected if ".lora_A." in key]
     oracle = torch.cat([expected[f"{name}.lora_{m}.weight"].flatten() for name in names for m in "AB"])

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from low_rank import by_peft
 from peft import LoraConfig, inject_adapter_in_model
 from runs import KillAt, KilledError, finetune
 from torch.nn.functional import mse_loss
@@ -52,7 +53,7 @@ def fit_with_peft(folder: Path, path: Path) -> torch.Tensor:
         lambda optimizer: torch.optim.lr_scheduler.ConstantLR(optimizer),
         loss_scale=LossScale(),
     )
-    initial = pack.state_dict(0)
+    initial = by_peft(pack.export(0))
     pack.detach()
     weights = {}
     for part, model in models.items():
@@ -80,13 +81,13 @@ def fit_with_peft(folder: Path, path: Path) -> torch.Tensor:
 
 def test_a_packed_lora_with_text_equals_pefts_own(tiny_dir, pictures, tmp_path, monkeypatch):
     oracle = fit_with_peft(tiny_dir, pictures[0])
-    rows, kept = [], LoRAPack.state_dict
+    rows, kept = [], LoRAPack.export
 
     def remember(pack, slot, *more):  # in the pack's own precision, before a file rounds it
         rows.append(pack.flat.detach()[slot].clone())
         return kept(pack, slot, *more)
 
-    monkeypatch.setattr(LoRAPack, "state_dict", remember)
+    monkeypatch.setattr(LoRAPack, "export", remember)
     fit_text(tiny_dir, tmp_path, pictures[:2], pack_size=2, precision="64-true")
     errors = sorted(((row - oracle).norm() / oracle.norm()).item() for row in rows)
     assert len(errors) == 2
@@ -106,11 +107,11 @@ def test_both_parts_are_in_one_file_and_in_the_identity(tiny_dir, pictures, tmp_
     (content,) = fit_text(tiny_dir, tmp_path, pictures[:1], alpha=8, preview_steps=2).values()
     (entry,) = LoRALibrary(tmp_path).entries()
     lora = read_lora(entry.folder)
-    assert lora.scale == 2
-    assert set(lora.text_encoders) == {"text_encoder"}
-    updated = [tensor for key, tensor in lora.text_encoders["text_encoder"].items() if ".lora_B." in key]
+    assert set(lora.parts) == {"unet", "text_encoder"}
+    assert all(module.scale == 2 for modules in lora.parts.values() for module in modules.values())
+    updated = lora.parts["text_encoder"].values()
     assert len(updated) == 6
-    assert all(tensor.abs().max() > 0 for tensor in updated)
+    assert all(module.update.abs().max() > 0 for module in updated)
     assert b"text_encoder.text_model.encoder.layers.0.mlp.fc1.lora_A.weight" in content
     facts = inspect_lora(entry.folder)
     assert (facts["alphas"], facts["parts"]["text_encoder"], facts["problem"]) == ([8.0], 6, None)
@@ -119,7 +120,7 @@ def test_both_parts_are_in_one_file_and_in_the_identity(tiny_dir, pictures, tmp_
     plain, other = sorted(LoRALibrary(tmp_path).entries(), key=lambda e: "text_encoder_targets" in e.identity.settings)
     assert "text_encoder_targets" not in plain.identity.settings
     assert other.identity.key == entry.identity.key
-    assert not read_lora(plain.folder).text_encoders
+    assert set(read_lora(plain.folder).parts) == {"unet"}
 
 
 def test_text_targets_that_match_nothing_are_named(tiny_dir, pictures, tmp_path):

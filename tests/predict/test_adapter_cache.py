@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
+from low_rank import random_modules
 from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 from tiny_models import tiny_pipeline
 
-from diffstyler.adapters import LoRAPack, read_lora, save_kohya, save_lora
+from diffstyler.adapters import read_lora, save_kohya, save_lora
 from diffstyler.backbones import StableDiffusionXL
 from diffstyler.predict.adapter_cache import ForeignLoRAError
 from diffstyler.predict.stylizer import Stylizer
@@ -22,20 +23,21 @@ PROMPT = "a red tree"
 @pytest.fixture
 def files(tiny, tmp_path) -> dict[str, Path]:
     """A LoRA with a text-encoder part, and one without."""
-    texts = {"text_encoder": random_part(tiny.text_encoder, ["q_proj", "v_proj", "fc1"], 1)}
-    paths = {}
-    for name, text in {"both": texts, "unet": {}}.items():
-        state, config = random_part(tiny.unet, ["to_v"], 2)
-        paths[name] = save_lora(tmp_path / name, state, config, text_encoders=text)
-    return paths
+    models = {"unet": tiny.unet, "text_encoder": tiny.text_encoder}
+    targets = {"unet": ["to_v"], "text_encoder": ["q_proj", "v_proj", "fc1"]}
+    return {
+        "both": random_lora(tmp_path / "both", models, targets),
+        "unet": random_lora(tmp_path / "unet", models, {"unet": ["to_v"]}),
+    }
 
 
-def random_part(model: torch.nn.Module, targets: list[str], seed: int) -> tuple[dict[str, torch.Tensor], LoraConfig]:
-    config = LoraConfig(r=2, lora_alpha=6, target_modules=targets)
-    pack = LoRAPack(model, config, 1)
-    pack.flat.normal_(0, 0.2, generator=torch.Generator().manual_seed(seed))
-    pack.detach()
-    return pack.state_dict(0), config
+def random_lora(folder: Path, models: dict[str, torch.nn.Module], targets: dict[str, list[str]]) -> Path:
+    configs = {part: LoraConfig(r=2, lora_alpha=6, target_modules=names) for part, names in targets.items()}
+    parts = {}
+    for seed, (part, config) in enumerate(configs.items()):
+        modules = random_modules(models[part], config, seed=seed, size=0.2)
+        parts[part] = {name.removeprefix("text_model."): module for name, module in modules.items()}
+    return save_lora(folder, parts, configs)
 
 
 def stylizer(tiny, *paths: Path, **settings) -> Stylizer:
@@ -122,12 +124,9 @@ def test_both_text_encoders_of_sdxl(tmp_path):
     pipe = tiny_pipeline("sdxl")
     pipe.save_pretrained(tmp_path / "model")
     backbone = StableDiffusionXL(str(tmp_path / "model")).load()
-    texts = {}
-    for part, model in backbone.text_encoders.items():
-        state, config = random_part(model, ["q_proj", "fc2"], 1)
-        texts[part] = ({key.removeprefix("text_model."): tensor for key, tensor in state.items()}, config)
-    unet, config = random_part(backbone.unet, ["attn2.to_v"], 2)
-    path = save_lora(tmp_path / "lora", unet, config, text_encoders=texts)
+    models = {"unet": backbone.unet, **backbone.text_encoders}
+    targets = {part: ["attn2.to_v"] if part == "unet" else ["q_proj", "fc2"] for part in models}
+    path = random_lora(tmp_path / "lora", models, targets)
     kohya = save_kohya(tmp_path / "kohya.safetensors", read_lora(path), family="sdxl", title="Test")
     base = backbone.encode_prompt([PROMPT])
     pipe.load_lora_weights(path.parent)

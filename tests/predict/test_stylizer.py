@@ -8,7 +8,7 @@ from peft import LoraConfig
 from PIL import Image
 from runs import pixels, row, stylize
 
-from diffstyler.adapters import LoRAIdentity, LoRALibrary, save_lora
+from diffstyler.adapters import LoRAIdentity, LoRALibrary, LowRank, save_lora
 from diffstyler.backbones import StableDiffusion
 from diffstyler.diffusion.initial import FromContent, FromStyle
 from diffstyler.diffusion.injection import CrossLoRAInjection, NoInjection
@@ -154,16 +154,18 @@ def test_two_loras_for_one_picture_are_not_guessed_between(studio, tiny_dir):
 def test_the_text_encoder_part_of_a_lora_acts_by_its_strength(studio, tiny_dir):
     """With it and without it, at strength 1 and 0: only the whole LoRA at strength 1 gives another picture."""
     backbone = StableDiffusion(str(tiny_dir)).load()
-    unet = {"up_blocks.3.attentions.0.transformer_blocks.0.attn1.to_q": backbone.unet}
-    text = {"encoder.layers.1.mlp.fc1": backbone.text_encoder}
-    states = []
-    for (name, model), size in zip([*unet.items(), *text.items()], (0.0, 1.0), strict=True):
+    where = {
+        "unet": (backbone.unet, "up_blocks.3.attentions.0.transformer_blocks.0.attn1.to_q", 0.0),
+        "text_encoder": (backbone.text_encoder, "encoder.layers.1.mlp.fc1", 1.0),
+    }
+    parts = {}
+    for part, (model, name, size) in where.items():
         module = model.get_submodule(name)
-        down, up = torch.ones(1, module.in_features), torch.ones(module.out_features, 1)
-        states.append({f"{name}.lora_A.weight": down * size, f"{name}.lora_B.weight": up * size})
-    config = LoraConfig(r=1, lora_alpha=1)
-    save_lora(studio / "plain", states[0], config)
-    save_lora(studio / "whole", states[0], config, text_encoders={"text_encoder": (states[1], config)})
+        update = LowRank(torch.ones(1, module.in_features) * size, torch.ones(module.out_features, 1) * size)
+        parts[part] = {name: update}
+    configs = dict.fromkeys(parts, LoraConfig(r=1, lora_alpha=1))
+    save_lora(studio / "plain", {"unet": parts["unet"]}, {"unet": configs["unet"]})
+    save_lora(studio / "whole", parts, configs)
     rows = [
         Triple(
             f"{name}-{strength:g}", studio / "photo.png", (StyleRegion(studio / name, prompt="sky", strength=strength),)

@@ -95,7 +95,7 @@ def random_lora(backbone: Backbone, folder: Path, rank: int, seed: int) -> Path:
     pack = LoRAPack(backbone.unet, config, 1)
     pack.init_slot(0, seed=seed, scale=1.0)
     folder.mkdir()
-    save_lora(folder, pack.state_dict(0), config)
+    save_lora(folder, {"unet": pack.export(0)}, {"unet": config})
     pack.detach()
     return folder
 
