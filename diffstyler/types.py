@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -74,6 +74,62 @@ class PromptEmbeds:
 
 
 @dataclass(frozen=True)
+class NoiseLevel:
+    """Where latents are between picture and noise: z = signal · x0 + sigma · ε.
+
+    √ᾱ and √(1−ᾱ) of a diffusion model, 1 − σ and σ of a flow. Numbers, or tensors that broadcast over latents.
+    """
+
+    signal: float | torch.Tensor
+    sigma: float | torch.Tensor
+
+    def noised(self, clean: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        """z of x0 and ε."""
+        return self.signal * clean + self.sigma * noise
+
+    def to(self, tensor: torch.Tensor) -> NoiseLevel:
+        """As tensors of this one's device and dtype."""
+        return NoiseLevel(*(torch.as_tensor(value).to(tensor) for value in (self.signal, self.sigma)))
+
+
+@dataclass(frozen=True)
+class Step:
+    """Step ``index`` of ``count``, at ``timestep``, from one noise level to the next.
+
+    ``time`` is the timestep as a fraction of the training timesteps: 1 = pure noise, 0 = the finished picture.
+    """
+
+    index: int
+    count: int
+    timestep: int
+    time: float
+    level: NoiseLevel
+    level_to: NoiseLevel
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A sampling grid: ``timesteps`` (N,) int64, descending; the N + 1 ``levels`` at each of them, then the last."""
+
+    timesteps: torch.Tensor
+    levels: tuple[NoiseLevel, ...]
+    num_train_timesteps: int
+
+    def __len__(self) -> int:
+        return len(self.timesteps)
+
+    def __iter__(self) -> Iterator[Step]:
+        for index, timestep in enumerate(self.timesteps.tolist()):
+            time = timestep / self.num_train_timesteps
+            yield Step(index, len(self), timestep, time, *self.levels[index : index + 2])
+
+    def __getitem__(self, steps: slice) -> Schedule:
+        """A part of the grid without gaps."""
+        start, stop, _ = steps.indices(len(self))
+        return Schedule(self.timesteps[start:stop], self.levels[start : stop + 1], self.num_train_timesteps)
+
+
+@dataclass(frozen=True)
 class Trajectory:
     """A picture on its way to noise: ``latents`` (N + 1, C, h, w), the k-th at ``timesteps[k]``, the last one clean.
 
@@ -86,6 +142,12 @@ class Trajectory:
     def at(self, timestep: int) -> torch.Tensor:
         """z_t, (C, h, w)."""
         return self.latents[self.timesteps.tolist().index(timestep)]
+
+    def on(self, schedule: Schedule) -> Trajectory:
+        """The part of it on a grid whose timesteps it holds: z_t of step k is then ``latents[k]``."""
+        known = self.timesteps.tolist()
+        places = [known.index(timestep) for timestep in schedule.timesteps.tolist()]
+        return Trajectory(schedule.timesteps, self.latents[[*places, -1]])
 
     @property
     def clean(self) -> torch.Tensor:

@@ -14,13 +14,15 @@ from PIL import Image
 
 from diffstyler.adapters import read_lora
 from diffstyler.backbones import StableDiffusion
+from diffstyler.diffusion.denoiser import Denoiser
+from diffstyler.diffusion.sampling import Canvas, Region, denoise
 from diffstyler.fit.crops import Crops
 from diffstyler.fit.data import FitData
 from diffstyler.fit.finetuner import LoRAFinetuner
 from diffstyler.images import load_image
 from diffstyler.predict.data import PredictData
 from diffstyler.predict.stylizer import Stylizer
-from diffstyler.types import StyleRegion, Triple
+from diffstyler.types import Schedule, StyleRegion, Trajectory, Triple
 
 
 def row(studio: Path, content: str = "photo", style: str = "gold", **changes) -> Triple:
@@ -141,8 +143,15 @@ def start(command: list[str], folder: Path, *more: str) -> subprocess.Popen:
 
 
 def wait_for(folder: Path, pattern: str) -> None:
-    for _ in range(3000):
+    for _ in range(15000):  # other tests may take the processors
         if any(folder.glob(pattern)):
             return
         time.sleep(0.02)
     raise TimeoutError(pattern)
+
+
+@torch.no_grad()
+def generate(denoiser: Denoiser, latents: torch.Tensor, schedule: Schedule, region: Region) -> torch.Tensor:
+    """Text to image by plain DDIM under one adapter: noise (C, h, w) -> x_0 (C, h, w)."""
+    nowhere = Trajectory(schedule.timesteps, latents.expand(len(schedule) + 1, *latents.shape))
+    return denoise(denoiser, [Canvas(latents, nowhere, (region,))], schedule, region.negative_prompt)[0]

@@ -13,6 +13,8 @@ import torch
 from diffusers.models.attention_processor import AttnProcessor2_0, XFormersAttnProcessor
 from torch import nn
 
+from diffstyler.errors import DiffstylerError
+
 #: positions of the probe
 POSITIONS = 256
 
@@ -25,7 +27,7 @@ class AttentionBackend(ABC):
         """Give the UNet, which is on ``device``, this attention -> the name of what runs.
 
         Raises:
-            ValueError: it cannot run there; the text says why.
+            DiffstylerError: it cannot run there; the text says why.
         """
 
 
@@ -46,7 +48,7 @@ class XFormersAttention(AttentionBackend):
             _probe(unet, processor, device)
         except Exception as error:  # a kernel may fail in any way
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise ValueError(
+            raise DiffstylerError(
                 f"attention XFormersAttention does not run on {device.type} here ({reason}); use SDPAttention, or "
                 "AutoAttention, which takes what runs"
             ) from error
@@ -63,7 +65,7 @@ class AutoAttention(AttentionBackend):
 
     def __init__(self, gain: float = 0.05) -> None:
         if not 0 <= gain < 1:
-            raise ValueError(f"attention.gain: expected a share in 0 … 1, got {gain}")
+            raise DiffstylerError(f"attention.gain: expected a share in 0 … 1, got {gain}")
         self.gain = gain
 
     def apply(self, unet: nn.Module, device: torch.device) -> str:

@@ -8,7 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from diffstyler.types import PromptEmbeds
+from diffstyler.backbones.prediction import Prediction
+from diffstyler.errors import DiffstylerError
+from diffstyler.types import NoiseLevel, PromptEmbeds, Schedule
+
+#: the denoiser among the parts of a model, as LoRA files call it
+NETWORK = "unet"
 
 
 @dataclass(frozen=True)
@@ -27,19 +32,18 @@ class Backbone(nn.Module, ABC):
     """A frozen latent diffusion model.
 
     Building one is cheap: weights are read by :meth:`load`, so that settings and manifests can be checked first.
-    After loading, ``unet`` is the denoiser that adapters and hooks are attached to.
+    After loading, ``network`` is the denoiser that adapters and hooks are attached to.
     """
 
-    unet: nn.Module
     sites: InjectionSites
     #: sides of a picture must be multiples of this many pixels
     size_multiple: int
     #: the short side, in pixels, that the model was trained on
     resolution: int
-    #: (T,) float64, the product of 1 − β up to each training timestep
-    alphas_cumprod: torch.Tensor
-    #: "epsilon" or "v_prediction"
-    prediction_type: str
+    #: T, of the training
+    num_train_timesteps: int
+    #: what the network's output means
+    prediction: Prediction
     #: the share of attention that a phrase draws at least somewhere in a picture that shows it; 0 = not known
     mask_minimum: float = 0.0
 
@@ -51,24 +55,24 @@ class Backbone(nn.Module, ABC):
         """Whether the files are there, whole, and of this family; reads no weights.
 
         Raises:
-            ValueError: what is wrong, and what to do.
+            DiffstylerError: what is wrong, and what to do.
         """
 
     def prepare(self, device: torch.device) -> None:
         """Called once when the loaded model is on the device that it is to run on: choose what runs there.
 
         Raises:
-            ValueError: a wish cannot be honored there.
+            DiffstylerError: a wish cannot be honored there.
         """
 
     def save_memory(self, *, vae_tiling: bool, offload: bool) -> None:
         """Before loading: work in tiles, keep idle parts off the device, where the settings do not ask for it anyway.
 
         Raises:
-            ValueError: this family cannot.
+            DiffstylerError: this family cannot.
         """
         if vae_tiling or offload:
-            raise ValueError(f"{type(self).__name__} cannot work in tiles or off the device; allow more memory")
+            raise DiffstylerError(f"{type(self).__name__} cannot work in tiles or off the device; allow more memory")
 
     @abstractmethod
     def fingerprint(self) -> str:
@@ -85,12 +89,31 @@ class Backbone(nn.Module, ABC):
 
     @property
     @abstractmethod
+    def is_loaded(self) -> bool:
+        """Whether the weights are here."""
+
+    @property
+    @abstractmethod
+    def network(self) -> nn.Module:
+        """The denoiser: what adapters and injection act on."""
+
+    @property
+    @abstractmethod
     def text_encoders(self) -> dict[str, nn.Module]:
         """By the names that LoRA files have for them: ``text_encoder``, ``text_encoder_2``."""
 
+    @property
+    def parts(self) -> dict[str, nn.Module]:
+        """What LoRAs can reach, by the names that their files have for it; the denoiser first."""
+        return {NETWORK: self.network, **self.text_encoders}
+
     @abstractmethod
     def sampling_schedule(self, num_inference_steps: int) -> Schedule:
-        """The sampling grid t_1 > … > t_N with its ᾱ."""
+        """The sampling grid t_1 > … > t_N with its noise levels."""
+
+    @abstractmethod
+    def noise_levels(self, timesteps: torch.Tensor) -> NoiseLevel:
+        """Of (B,) training timesteps, as (B, 1, 1, 1) float64 on the CPU."""
 
     @abstractmethod
     def encode_image(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -110,32 +133,31 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def predict(self, latents: torch.Tensor, timesteps: torch.Tensor, prompt: PromptEmbeds) -> torch.Tensor:
-        """The raw output of the UNet for (B, C, h, w) latents at (B,) timesteps: ε or v."""
+        """The raw output of the network for (B, C, h, w) latents at (B,) timesteps."""
 
     @abstractmethod
     def park_encoders(self, device: torch.device | str) -> None:
         """Move image and text encoders to ``device``: off the accelerator while they are idle, back before use."""
 
     def predict_noise(
-        self, latents: torch.Tensor, timesteps: torch.Tensor, prompt: PromptEmbeds, alphas: torch.Tensor
+        self, latents: torch.Tensor, timesteps: torch.Tensor, prompt: PromptEmbeds, level: NoiseLevel
     ) -> torch.Tensor:
-        """ε(x, t, c) in float32, for latents at the noise levels ``alphas`` (B,), the ᾱ of each row.
+        """ε(x, t, c) in at least float32, for latents at the noise ``level`` of each row, (B, 1, 1, 1)."""
+        output = self.predict(latents, timesteps, prompt)
+        output = output.to(torch.promote_types(output.dtype, torch.float32))
+        return self.prediction.noise(output, latents, level.to(output))
 
-        From v-prediction by ε = √ᾱ v + √(1−ᾱ) x (Salimans and Ho 2022, appendix D).
+    def compile(self) -> None:
+        """Compile the network once, in its first forward; hooks registered before are compiled with it."""
+        self.network.compile(dynamic=False)
+
+    def uncompile(self) -> None:
+        self.network._compiled_call_impl = None
+
+    def recompute_activations(self, on: bool = True) -> None:
+        """Gradient checkpointing: less memory for the backward pass, more time.
+
+        Raises:
+            DiffstylerError: this family cannot.
         """
-        output = self.predict(latents, timesteps, prompt).float()
-        if self.prediction_type == "epsilon":
-            return output
-        alphas = alphas.to(output).view(-1, 1, 1, 1)
-        return alphas.sqrt() * output + (1 - alphas).sqrt() * latents
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """A sampling grid: ``timesteps`` (N,) int64, descending; ``alphas`` (N + 1,) float64, ᾱ at each, then the last."""
-
-    timesteps: torch.Tensor
-    alphas: torch.Tensor
-
-    def __len__(self) -> int:
-        return len(self.timesteps)
+        raise DiffstylerError(f"{type(self).__name__} has no gradient checkpointing; leave it out")

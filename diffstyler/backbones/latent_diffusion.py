@@ -2,13 +2,14 @@
 
 # diffusers annotates few of its return types
 # pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportCallIssue=false
-# pyright: reportIndexIssue=false
+# pyright: reportIndexIssue=false, reportReturnType=false
 
 from __future__ import annotations
 
 import hashlib
 import json
 import logging
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,10 +20,12 @@ from torch import nn
 from transformers import CLIPTokenizer
 
 from diffstyler.backbones.attention import AttentionBackend, AutoAttention
-from diffstyler.backbones.base import Backbone, InjectionSites, Schedule
+from diffstyler.backbones.base import Backbone, InjectionSites
+from diffstyler.backbones.prediction import PREDICTIONS
 from diffstyler.backbones.quantization import Quantization, quantize
 from diffstyler.backbones.source import ModelSource
-from diffstyler.types import PromptEmbeds
+from diffstyler.errors import DiffstylerError
+from diffstyler.types import NoiseLevel, PromptEmbeds, Schedule
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +57,7 @@ class LatentDiffusion(Backbone):
         offload: keep autoencoder and text encoders off the accelerator while they are idle.
 
     Raises:
-        ValueError: the model is not there, or is not of this family.
+        DiffstylerError: the model is not there, or is not of this family.
     """
 
     #: diffusers' pipeline that such models are saved by
@@ -95,7 +98,7 @@ class LatentDiffusion(Backbone):
     # ---- loading
 
     def load(self, dtype: torch.dtype = torch.float32) -> LatentDiffusion:
-        if "unet" in self._modules:
+        if self.is_loaded:
             return self
         self.check()
         # the VAEs of SD and SDXL overflow in fp16, so they run in fp32 there
@@ -124,7 +127,9 @@ class LatentDiffusion(Backbone):
         """UNet and autoencoder by their configurations alone, for tensors that hold no data; returns self."""
         folder = self.source.configurations
         if folder is None or not Path(folder).is_dir():
-            raise ValueError(f"model '{self.model}': no configurations to forecast from; set model.backbone.config")
+            raise DiffstylerError(
+                f"model '{self.model}': no configurations to forecast from; set model.backbone.config"
+            )
         default = torch.get_default_dtype()
         try:
             torch.set_default_dtype(dtype)
@@ -170,14 +175,33 @@ class LatentDiffusion(Backbone):
     # ---- pictures, prompts, noise
 
     @property
+    def is_loaded(self) -> bool:
+        return "unet" in self._modules
+
+    @property
+    def network(self) -> nn.Module:
+        return self.unet
+
+    @property
     def text_encoders(self) -> dict[str, nn.Module]:
         return {name: getattr(self, name) for name in self.text_encoder_names}
 
     def sampling_schedule(self, num_inference_steps: int) -> Schedule:
         self.scheduler.set_timesteps(num_inference_steps)
         timesteps = self.scheduler.timesteps.clone()
-        end = self.scheduler.final_alpha_cumprod.double().view(1)
-        return Schedule(timesteps, torch.cat([self.alphas_cumprod[timesteps], end]))
+        alphas = [*self.alphas_cumprod[timesteps].tolist(), float(self.scheduler.final_alpha_cumprod.double())]
+        levels = tuple(NoiseLevel(math.sqrt(alpha), math.sqrt(1 - alpha)) for alpha in alphas)
+        return Schedule(timesteps, levels, self.num_train_timesteps)
+
+    def noise_levels(self, timesteps: torch.Tensor) -> NoiseLevel:
+        alphas = self.alphas_cumprod[timesteps.cpu()].view(-1, 1, 1, 1)
+        return NoiseLevel(alphas.sqrt(), (1 - alphas).sqrt())
+
+    def recompute_activations(self, on: bool = True) -> None:
+        if on:
+            self.unet.enable_gradient_checkpointing()
+        else:
+            self.unet.disable_gradient_checkpointing()
 
     def encode_image(self, pixels: torch.Tensor) -> torch.Tensor:
         with torch.autocast(pixels.device.type, enabled=False), self._awake(self.vae, pixels.device):
@@ -242,8 +266,12 @@ class LatentDiffusion(Backbone):
             steps_offset=1,
             timestep_spacing="leading",
         )
-        self.prediction_type = self.scheduler.config["prediction_type"]
+        kind = self.scheduler.config["prediction_type"]
+        if kind not in PREDICTIONS:
+            raise DiffstylerError(f"model '{self.model}' predicts {kind}; expected {' or '.join(PREDICTIONS)}")
+        self.prediction = PREDICTIONS[kind]
         self.alphas_cumprod = self.scheduler.alphas_cumprod.double()
+        self.num_train_timesteps = len(self.alphas_cumprod)
         notes = self.source.path / NOTES_NAME
         if notes.is_file():
             self.mask_minimum = json.loads(notes.read_text())["mask_minimum"]
@@ -264,14 +292,14 @@ def find_sites(unet: nn.Module, family: type[LatentDiffusion]) -> InjectionSites
     """A family's sites in this UNet.
 
     Raises:
-        ValueError: the UNet has another topology.
+        DiffstylerError: the UNet has another topology.
     """
     names = [name for name, _ in unet.named_modules()]
     inside = {place: [name for name in names if name.startswith(f"{place}.")] for place in family.attention_sites}
     missing = [site for site in family.feature_sites if site not in names]
     missing += [place for place, found in inside.items() if not found]
     if missing:
-        raise ValueError(f"the UNet has no {missing[0]}; expected the topology of {family.__name__}")
+        raise DiffstylerError(f"the UNet has no {missing[0]}; expected the topology of {family.__name__}")
     attention = tuple(name for found in inside.values() for name in found if name.endswith(".attn1"))
     return InjectionSites(family.feature_sites, attention)
 

@@ -11,6 +11,8 @@ from typing import Literal
 import torch
 from torch import nn
 
+from diffstyler.errors import DiffstylerError
+
 Quantization = Literal["nf4", "int8"]
 
 #: nf4 scales blocks of so many weights together
@@ -29,12 +31,12 @@ def quantize(model: nn.Module, kind: Quantization, dtype: torch.dtype) -> int:
         dtype: what products are computed in.
 
     Raises:
-        ValueError: bitsandbytes is not installed.
+        DiffstylerError: bitsandbytes is not installed.
     """
     try:
         import bitsandbytes.nn as bnb
     except ImportError as error:
-        raise ValueError(
+        raise DiffstylerError(
             f"quantization {kind} needs bitsandbytes: install diffstyler[bitsandbytes], or leave it out"
         ) from error
 

@@ -21,6 +21,8 @@ from diffusers.utils import logging as diffusers_logging
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from diffstyler.errors import DiffstylerError
+
 EMBEDDED = Path(__file__).parent / "embedded"
 
 SAFE = ".safetensors"
@@ -46,7 +48,7 @@ class ModelSource:
         allow_pickle: also open formats that can run code when they are opened.
 
     Raises:
-        ValueError: a local path is not there, or is a pickle without consent.
+        DiffstylerError: a local path is not there, or is a pickle without consent.
     """
 
     model: str
@@ -61,10 +63,12 @@ class ModelSource:
             return
         if local.is_file():
             if local.suffix not in {SAFE, *PICKLES}:
-                raise ValueError(f"model '{self.model}': expected a .safetensors or .ckpt file, got '{local.suffix}'")
+                raise DiffstylerError(
+                    f"model '{self.model}': expected a .safetensors or .ckpt file, got '{local.suffix}'"
+                )
             self._consent(local)
         elif self.model.startswith((".", "/", "~")) or self.model.count("/") != 1 or local.suffix in {SAFE, *PICKLES}:
-            raise ValueError(
+            raise DiffstylerError(
                 f"model '{self.model}': no such directory or file; expected 'embedded', a diffusers directory "
                 "(with model_index.json), a .safetensors or .ckpt file, or a hub id like 'owner/name'"
             )
@@ -74,7 +78,7 @@ class ModelSource:
         """The directory or the single file, fetched from the hub if it is not here.
 
         Raises:
-            ValueError: the hub does not give it.
+            DiffstylerError: the hub does not give it.
         """
         if self.model == "embedded":
             return EMBEDDED
@@ -95,12 +99,14 @@ class ModelSource:
         """Whether this can be loaded as ``pipeline`` (the name of diffusers' class); reads no weights.
 
         Raises:
-            ValueError: another family, files missing or cut off, or only pickles without consent.
+            DiffstylerError: another family, files missing or cut off, or only pickles without consent.
         """
         path = self.path
         kind = _kind_of_file(path) if path.is_file() else _kind_of_folder(path)
         if kind != pipeline:
-            raise ValueError(f"model '{self.model}' is a {kind}; expected a {pipeline}: choose another model.backbone")
+            raise DiffstylerError(
+                f"model '{self.model}' is a {kind}; expected a {pipeline}: choose another model.backbone"
+            )
         if path.is_dir():
             self._check_parts(path)
 
@@ -114,7 +120,7 @@ class ModelSource:
         """diffusers' ``pipeline`` of these files, around this ``vae``.
 
         Raises:
-            ValueError: files are missing or do not fit the configuration.
+            DiffstylerError: files are missing or do not fit the configuration.
         """
         path = self.path
         known = inspect.signature(pipeline.__init__).parameters
@@ -138,13 +144,13 @@ class ModelSource:
             config: for a single file, the diffusers model whose autoencoder is built like it.
 
         Raises:
-            ValueError: it is not there, or does not fit its configuration.
+            DiffstylerError: it is not there, or does not fit its configuration.
         """
         path = self.path
         with _quietly(), self._explained():
             if path.is_file():
                 if not any(key.startswith(VAE_MARKS) for key in _keys(path)):
-                    raise ValueError(f"model '{self.model}': holds no autoencoder (keys like {VAE_MARKS[0]}…)")
+                    raise DiffstylerError(f"model '{self.model}': holds no autoencoder (keys like {VAE_MARKS[0]}…)")
                 subfolder = {} if config is None else {"subfolder": "vae"}
                 return AutoencoderKL.from_single_file(str(path), config=config, dtype=dtype, **subfolder)
             inner = {"subfolder": "vae"} if (path / "vae").is_dir() else {}
@@ -161,14 +167,14 @@ class ModelSource:
                 others = sorted({str(_variant_of(f)) for f in files})
                 hint = f"; there is variant {' and '.join(others)}: set model.backbone.variant" if files else ""
                 wanted = f"weights of variant '{self.variant}'" if self.variant else "weights"
-                raise ValueError(f"model '{self.model}': no {wanted} in {folder / part}{hint}")
+                raise DiffstylerError(f"model '{self.model}': no {wanted} in {folder / part}{hint}")
             for file in [f for f in mine if f.suffix == SAFE] or mine:
                 self._consent(file)
                 _check_whole(file)
 
     def _consent(self, file: Path) -> None:
         if file.suffix in PICKLES and not self.allow_pickle:
-            raise ValueError(
+            raise DiffstylerError(
                 f"{file} is a pickle, which can run code when it is opened; convert it to .safetensors, or set "
                 "model.backbone.allow_pickle true if you trust where it is from"
             )
@@ -182,7 +188,7 @@ class ModelSource:
             hint = ""
             if self.config is None and self.path.is_file():
                 hint = "; a single file needs its kind's configurations: set model.backbone.config to a diffusers model"
-            raise ValueError(
+            raise DiffstylerError(
                 f"model '{self.model}' cannot be loaded: {str(error).strip().splitlines()[0]}{hint}"
             ) from error
 
@@ -190,7 +196,7 @@ class ModelSource:
 def _kind_of_folder(folder: Path) -> str:
     index = folder / "model_index.json"
     if not index.is_file():
-        raise ValueError(f"model '{folder}': {index} is missing; expected a diffusers directory")
+        raise DiffstylerError(f"model '{folder}': {index} is missing; expected a diffusers directory")
     return json.loads(index.read_text())["_class_name"]
 
 
@@ -199,7 +205,7 @@ def _kind_of_file(file: Path) -> str:
     for kind, mark in SINGLE_FILE_MARKS.items():
         if any(key.startswith(mark) for key in keys):
             return kind
-    raise ValueError(
+    raise DiffstylerError(
         f"model '{file}': expected a whole checkpoint, with keys like "
         f"{' or '.join(f'{mark}…' for mark in SINGLE_FILE_MARKS.values())}; its {len(keys)} keys have none of them"
     )
@@ -228,7 +234,9 @@ def _check_whole(file: Path) -> None:
         with safe_open(file, "pt"):
             pass
     except SafetensorError as error:
-        raise ValueError(f"{file}: not a whole safetensors file ({error}); was it cut off? Fetch it again") from error
+        raise DiffstylerError(
+            f"{file}: not a whole safetensors file ({error}); was it cut off? Fetch it again"
+        ) from error
 
 
 def _variant_of(file: Path) -> str | None:
@@ -242,7 +250,7 @@ def _download(model: str, revision: str | None, variant: str | None) -> Path:
     try:
         return Path(DiffusionPipeline.download(model, revision=revision, variant=variant))
     except OSError as error:
-        raise ValueError(
+        raise DiffstylerError(
             f"model '{model}': not a directory or file here, and the hub did not give it "
             f"({str(error).strip().splitlines()[0]}); expected 'embedded', a diffusers directory, a .safetensors file, "
             "or a reachable hub id (a gated one needs `hf auth login`; HF_HUB_OFFLINE allows only what is cached)"

@@ -12,6 +12,8 @@ import lightning
 import psutil
 import torch
 
+from diffstyler.diffusion.injection import Injection
+from diffstyler.diffusion.sampling import count_rows
 from diffstyler.fit.data import FitData
 from diffstyler.fit.finetuner import LoRAFinetuner
 from diffstyler.masking.prompt import Everything
@@ -20,7 +22,7 @@ from diffstyler.memory.forecast import EFFICIENCY, FitForecast, PredictForecast,
 from diffstyler.memory.plan import GIB, plan_fit, plan_predict
 from diffstyler.predict.data import PredictData
 from diffstyler.predict.stylizer import Stylizer
-from diffstyler.types import Triple
+from diffstyler.types import NoiseLevel, Schedule, Triple
 
 
 @dataclass(frozen=True)
@@ -103,26 +105,36 @@ def check_predict(stylizer: Stylizer, data: PredictData, trainer: lightning.Trai
     yield from _group("forecast", cost)
 
 
+@dataclass(frozen=True)
+class CountedRegion:
+    """What of a region decides its rows."""
+
+    covers_all: bool
+    guidance_scale: float
+    start: float
+    stop: float
+    injection: Injection
+
+
 def unet_rows(stylizer: Stylizer, triple: Triple) -> int:
     """Rows through the UNet for a picture whose content is seen first: inversion, sources and targets."""
     steps = stylizer.num_inference_steps
-    rows = (stylizer.inversion_steps or steps) * (1 + stylizer.inversion_refinements)
-    for step in range(steps):
-        level = (steps - 1 - step) / steps + 0.001  # "leading" spacing with offset 1, of 1000 timesteps
-        steered = False
-        for region in triple.regions:
-            if not region.stop < level <= region.start:
-                continue
-            guidance = stylizer.guidance_scale if region.guidance_scale is None else region.guidance_scale
-            injection = stylizer.injection.scheduled(region.inject_features, region.inject_attention)
-            active = injection.rates(step, steps, int(1000 * level)).active
-            rows += (1 if guidance == 1 else 2) + (active and injection.source_under_style)
-            steered |= active and not injection.source_under_style
-        rows += steered
-    masked = any(not isinstance(parse_mask_prompt(region.mask), Everything) for region in triple.regions)
-    if masked and stylizer.fusion.outside is not None:
-        rows += 3 * steps
-    return int(rows)
+    inversion = (stylizer.inversion_steps or steps) * (1 + stylizer.inversion_refinements)
+    regions = [
+        CountedRegion(
+            covers_all=isinstance(parse_mask_prompt(region.mask), Everything),
+            guidance_scale=stylizer.guidance_scale if region.guidance_scale is None else region.guidance_scale,
+            start=region.start,
+            stop=region.stop,
+            injection=stylizer.injection.scheduled(region.inject_features, region.inject_attention),
+        )
+        for region in triple.regions
+    ]
+    if (outside := stylizer.fusion.outside) is not None:
+        regions.insert(0, CountedRegion(True, stylizer.guidance_scale, 1.0, 0.0, outside))
+    timesteps = torch.arange(steps - 1, -1, -1) * (1000 // steps) + 1  # "leading" with offset 1, as every family has it
+    schedule = Schedule(timesteps, (NoiseLevel(1.0, 0.0),) * (steps + 1), 1000)
+    return inversion + count_rows(regions, schedule)
 
 
 def _attach(model: LoRAFinetuner | Stylizer, data: FitData | PredictData, trainer: lightning.Trainer) -> torch.device:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 
+from diffstyler.types import NoiseLevel
 
-def ddim_step(x: torch.Tensor, noise_pred: torch.Tensor, alpha: float, alpha_to: float) -> torch.Tensor:
-    """From the noise level ᾱ to ᾱ': x0 = (x − √(1−ᾱ) ε) / √ᾱ; x' = √ᾱ' x0 + √(1−ᾱ') ε.
+
+def ddim_step(x: torch.Tensor, noise_pred: torch.Tensor, level: NoiseLevel, level_to: NoiseLevel) -> torch.Tensor:
+    """x0 = (x − σ ε) / s; x' = s' x0 + σ' ε, with s = √ᾱ and σ = √(1−ᾱ).
 
     Song et al. 2021, eq. 12 with η = 0. Downward it denoises, upward it inverts.
     """
-    x0 = (x - math.sqrt(1 - alpha) * noise_pred) / math.sqrt(alpha)
-    return math.sqrt(alpha_to) * x0 + math.sqrt(1 - alpha_to) * noise_pred
+    return level_to.noised((x - level.sigma * noise_pred) / level.signal, noise_pred)

@@ -11,24 +11,25 @@ import torch
 from diffstyler.adapters import LoRAPack, Rows
 from diffstyler.backbones import Backbone
 from diffstyler.diffusion.injection import InjectionHooks, Rates, RowSources, inject
-from diffstyler.types import PromptEmbeds
+from diffstyler.errors import DiffstylerError
+from diffstyler.types import NoiseLevel, PromptEmbeds
 
 
 @dataclass(frozen=True)
 class Row:
     """One row of the UNet's batch.
 
-    ``latents`` (C, h, w) at the noise level ``alpha`` (ᾱ); ``prompt`` holds one row; ``slot`` is the adapter's place
+    ``latents`` (C, h, w) at the noise ``level``; ``prompt`` holds one row; ``slot`` is the adapter's place
     in the pack, None for the base model; ``rates`` say how much the group's source row is injected here.
     """
 
     latents: torch.Tensor
     timestep: int
-    alpha: float
+    level: NoiseLevel
     prompt: PromptEmbeds
     slot: int | None = None
     strength: float = 1.0
-    rates: Rates = field(default_factory=lambda: Rates(0.0, 0.0))
+    rates: Rates = field(default_factory=Rates)
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class Denoiser:
         plain_sites: adapters leave the self-attention at the injected sites alone.
 
     Raises:
-        ValueError: ``rows_per_call`` is too small for a source row and a target.
+        DiffstylerError: ``rows_per_call`` is too small for a source row and a target.
     """
 
     def __init__(
@@ -76,7 +77,9 @@ class Denoiser:
         plain_sites: bool = False,
     ) -> None:
         if rows_per_call is not None and rows_per_call < 2:
-            raise ValueError(f"rows_per_call: expected at least 2 (a source row and a target), got {rows_per_call}")
+            raise DiffstylerError(
+                f"rows_per_call: expected at least 2 (a source row and a target), got {rows_per_call}"
+            )
         self.backbone = backbone
         self.pack = pack
         self.rows_per_call = rows_per_call
@@ -92,9 +95,11 @@ class Denoiser:
     @contextmanager
     def injecting(self) -> Iterator[None]:
         """Source rows act inside this context; the hooks are gone after it."""
-        with inject(self.backbone.unet, self.backbone.sites) as self._hooks:
-            yield
-        self._hooks = None
+        try:
+            with inject(self.backbone.network, self.backbone.sites) as self._hooks:
+                yield
+        finally:
+            self._hooks = None
 
     def __call__(self, groups: Sequence[Group]) -> list[torch.Tensor]:
         """For each group, the ε of its targets: (targets, C, h, w) in float32."""
@@ -122,11 +127,11 @@ class Denoiser:
     def _run(self, rows: list[Row], call: list[_Piece]) -> torch.Tensor:
         sources = _row_sources(call)
         padding = 0 if self.rows_per_call is None else self.rows_per_call - len(rows)
-        rows = rows + [Row(rows[0].latents, rows[0].timestep, rows[0].alpha, rows[0].prompt)] * padding
+        rows = rows + [Row(rows[0].latents, rows[0].timestep, rows[0].level, rows[0].prompt)] * padding
         device = rows[0].latents.device
         latents = torch.stack([row.latents for row in rows])
         timesteps = torch.tensor([row.timestep for row in rows], device=device)
-        alphas = torch.tensor([row.alpha for row in rows], device=device, dtype=torch.float64)
+        level = NoiseLevel(*(_column([getattr(row.level, name) for row in rows]) for name in ("signal", "sigma")))
         prompt = PromptEmbeds.cat([row.prompt for row in rows])
         if self._hooks is not None:
             self._hooks.rows = _pad(sources, padding, device) if sources is not None else None
@@ -134,12 +139,17 @@ class Denoiser:
         # several threads split a matrix product by its rows, and a row's last bits then depend on its place
         exact = self.rows_per_call is not None and device.type == "cpu"
         with adapters, one_thread() if exact else nullcontext():
-            return self.backbone.predict_noise(latents, timesteps, prompt, alphas)
+            return self.backbone.predict_noise(latents, timesteps, prompt, level)
 
     def _adapters(self, rows: list[Row], device: torch.device) -> Rows:
         slots = torch.tensor([0 if row.slot is None else row.slot for row in rows], device=device)
         strength = torch.tensor([0.0 if row.slot is None else row.strength for row in rows], device=device)
         return Rows(slots, strength, self._without)
+
+
+def _column(values: list[float]) -> torch.Tensor:
+    """(R, 1, 1, 1) on the CPU: some devices have no float64."""
+    return torch.tensor(values, dtype=torch.float64).view(-1, 1, 1, 1)
 
 
 @contextmanager

@@ -2,31 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 
 import torch
 from torch.nn import functional
 
 from diffstyler.diffusion.ddim import ddim_step
 from diffstyler.diffusion.injection import Injection
-
-
-@dataclass(frozen=True)
-class Step:
-    """One DDIM step of one picture, from ᾱ = ``alpha`` to ``alpha_to``; all latents (C, h, w).
-
-    ``x_t`` is the picture's, ``content`` and ``content_to`` are the content's own at both ends, ``clean`` its z_0.
-    """
-
-    x_t: torch.Tensor
-    alpha: float
-    alpha_to: float
-    content: torch.Tensor
-    content_to: torch.Tensor
-    clean: torch.Tensor
+from diffstyler.types import Step, Trajectory
 
 
 class Fusion(ABC):
@@ -37,25 +22,45 @@ class Fusion(ABC):
 
     @abstractmethod
     def __call__(
-        self, step: Step, noise_preds: Sequence[torch.Tensor], weights: Sequence[torch.Tensor]
+        self,
+        step: Step,
+        x: torch.Tensor,
+        content: Trajectory,
+        noise_preds: Sequence[torch.Tensor],
+        weights: Sequence[torch.Tensor],
     ) -> torch.Tensor:
-        """Each region's ε (C, h, w) and its share (h, w) of every cell, Σ <= 1 -> x_t' (C, h, w)."""
+        """x_t -> x_t', (C, h, w).
+
+        Args:
+            step: from t to t'.
+            x: x_t (C, h, w).
+            content: z^c on the sampling grid: ``latents[step.index]`` is z_t^c, the next one z_t'^c.
+            noise_preds: ε_i (C, h, w) of each region.
+            weights: the share (h, w) of every cell that each region has, Σ <= 1.
+        """
 
     def latent_mask(self, mask: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
         """A mask (H, W) on the latent grid (h, w) = ``size``: the mean over the area of each cell."""
         return functional.adaptive_avg_pool2d(mask[None], size)[0]
 
 
+@dataclass(frozen=True)
 class FuseLatents(Fusion):
     """x_t' = Σ M_i y_i + (1 − Σ M_i) z_t'^c with y_i = DDIM(x_t, ε_i) (the method)."""
 
     def __call__(
-        self, step: Step, noise_preds: Sequence[torch.Tensor], weights: Sequence[torch.Tensor]
+        self,
+        step: Step,
+        x: torch.Tensor,
+        content: Trajectory,
+        noise_preds: Sequence[torch.Tensor],
+        weights: Sequence[torch.Tensor],
     ) -> torch.Tensor:
-        styled = [ddim_step(step.x_t, noise_pred, step.alpha, step.alpha_to) for noise_pred in noise_preds]
-        return blend(styled, weights, step.content_to)
+        y = [ddim_step(x, noise_pred, step.level, step.level_to) for noise_pred in noise_preds]
+        return blend(y, weights, content.latents[step.index + 1])
 
 
+@dataclass(frozen=True)
 class FuseNoise(Fusion):
     """One step along ε = Σ M_i ε_i + (1 − Σ M_i) ε^c, with the ε^c that leads the content from z_t to z_t'.
 
@@ -66,17 +71,22 @@ class FuseNoise(Fusion):
     With both arguments this is how the authors' code fuses.
     """
 
-    def __init__(self, outside: Injection | None = None, *, hard_masks: bool = False) -> None:
-        self.outside = outside
-        self.hard_masks = hard_masks
+    outside: Injection | None = None
+    _: KW_ONLY
+    hard_masks: bool = False
 
     def __call__(
-        self, step: Step, noise_preds: Sequence[torch.Tensor], weights: Sequence[torch.Tensor]
+        self,
+        step: Step,
+        x: torch.Tensor,
+        content: Trajectory,
+        noise_preds: Sequence[torch.Tensor],
+        weights: Sequence[torch.Tensor],
     ) -> torch.Tensor:
-        a, b = math.sqrt(step.alpha), math.sqrt(1 - step.alpha)
-        a_to, b_to = math.sqrt(step.alpha_to), math.sqrt(1 - step.alpha_to)
-        content = (a * step.content_to - a_to * step.content) / (a * b_to - a_to * b)
-        return ddim_step(step.x_t, blend(noise_preds, weights, content), step.alpha, step.alpha_to)
+        (a, b), (a_to, b_to) = ((level.signal, level.sigma) for level in (step.level, step.level_to))
+        z, z_to = content.latents[step.index], content.latents[step.index + 1]
+        own = (a * z_to - a_to * z) / (a * b_to - a_to * b)
+        return ddim_step(x, blend(noise_preds, weights, own), step.level, step.level_to)
 
     def latent_mask(self, mask: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
         if not self.hard_masks:
@@ -85,15 +95,21 @@ class FuseNoise(Fusion):
         return (levels >= 0.5).float()  # the authors resize 8-bit pictures: less than half a level is 0
 
 
+@dataclass(frozen=True)
 class FuseClean(Fusion):
     """One step towards x0 = Σ M_i x0_i + (1 − Σ M_i) z_0^c: the pull to the content outside is the strongest here."""
 
     def __call__(
-        self, step: Step, noise_preds: Sequence[torch.Tensor], weights: Sequence[torch.Tensor]
+        self,
+        step: Step,
+        x: torch.Tensor,
+        content: Trajectory,
+        noise_preds: Sequence[torch.Tensor],
+        weights: Sequence[torch.Tensor],
     ) -> torch.Tensor:
-        a, b = math.sqrt(step.alpha), math.sqrt(1 - step.alpha)
-        clean = blend([(step.x_t - b * noise_pred) / a for noise_pred in noise_preds], weights, step.clean)
-        return ddim_step(step.x_t, (step.x_t - a * clean) / b, step.alpha, step.alpha_to)
+        a, b = step.level.signal, step.level.sigma
+        clean = blend([(x - b * noise_pred) / a for noise_pred in noise_preds], weights, content.clean)
+        return ddim_step(x, (x - a * clean) / b, step.level, step.level_to)
 
 
 def shares(masks: Sequence[torch.Tensor | None]) -> list[torch.Tensor]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
 from diffstyler.diffusion.fusion import blend, shares
+from diffstyler.errors import DiffstylerError
 
 
 class InitialLatents(ABC):
@@ -18,9 +20,10 @@ class InitialLatents(ABC):
 
     @abstractmethod
     def __call__(self, content: torch.Tensor, style: torch.Tensor | None, seed: int) -> torch.Tensor:
-        """z_T of the content (C, h, w), and of the style or None, and the row's seed -> x_T (C, h, w)."""
+        """z_T of the content (C, h, w), of the style (C, h', w') or None, and the row's seed -> x_T (C, h, w)."""
 
 
+@dataclass(frozen=True)
 class FromContent(InitialLatents):
     """x_T = √(1−n) z_T^c + √n ε: the content's layout, with a share n of fresh noise drawn by the row's seed.
 
@@ -28,10 +31,11 @@ class FromContent(InitialLatents):
         noise: n, 0 … 1; 0 = no noise, every seed gives the same picture.
     """
 
-    def __init__(self, noise: float = 0.0) -> None:
-        if not 0 <= noise <= 1:
-            raise ValueError(f"initial.noise: expected a share in 0 … 1, got {noise}")
-        self.noise = noise
+    noise: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.noise <= 1:
+            raise DiffstylerError(f"initial.noise: expected a share in 0 … 1, got {self.noise}")
 
     def __call__(self, content: torch.Tensor, style: torch.Tensor | None, seed: int) -> torch.Tensor:
         if self.noise == 0:
@@ -40,6 +44,7 @@ class FromContent(InitialLatents):
         return (1 - self.noise) ** 0.5 * content + self.noise**0.5 * fresh
 
 
+@dataclass(frozen=True)
 class FromContentAdaIN(InitialLatents):
     """The content's z_T with each channel's mean and deviation of the style's (Huang and Belongie 2017, eq. 8)."""
 
@@ -51,14 +56,19 @@ class FromContentAdaIN(InitialLatents):
         return (content - mean) / std * style.std((1, 2), keepdim=True) + style.mean((1, 2), keepdim=True)
 
 
+@dataclass(frozen=True)
 class FromStyle(InitialLatents):
-    """x_T = z_T^s: the style's own noise; the content comes in by injection alone."""
+    """x_T = z_T^s: the style's own noise; the content comes in by injection alone.
+
+    Cells that a smaller style picture does not have are those of its other side: noise stays noise.
+    """
 
     needs_style = True
 
     def __call__(self, content: torch.Tensor, style: torch.Tensor | None, seed: int) -> torch.Tensor:
         assert style is not None
-        return style
+        rows, columns = (torch.arange(side, device=style.device) for side in content.shape[1:])
+        return style[:, rows % style.shape[1]][:, :, columns % style.shape[2]]
 
 
 def initial_latents(

@@ -9,20 +9,22 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 
 import torch
 from torch import nn
 
 from diffstyler.backbones import InjectionSites
+from diffstyler.errors import DiffstylerError
+from diffstyler.types import Step
 
 
 @dataclass(frozen=True)
 class Rates:
     """How much of a target row's value comes from its source row at one step, 0 … 1."""
 
-    features: float
-    attention: float
+    features: float = 0.0
+    attention: float = 0.0
 
     @property
     def active(self) -> bool:
@@ -38,20 +40,23 @@ class Injection(ABC):
     plain_self_attention_at_sites: bool = False
 
     @abstractmethod
-    def rates(self, step: int, num_inference_steps: int, timestep: int) -> Rates:
-        """The rates of step 0 … ``num_inference_steps`` − 1, at ``timestep``."""
+    def rates(self, step: Step) -> Rates:
+        """The rates of one step."""
 
     def scheduled(self, features: float | None, attention: float | None) -> Injection:
         """The same with other fractions of the steps, None = as it is.
 
         Raises:
-            ValueError: this injection has no such fractions.
+            DiffstylerError: this injection has no such fractions.
         """
         if features is None and attention is None:
             return self
-        raise ValueError(f"{type(self).__name__} has no schedule that inject_features or inject_attention could change")
+        raise DiffstylerError(
+            f"{type(self).__name__} has no schedule that inject_features or inject_attention could change"
+        )
 
 
+@dataclass(frozen=True)
 class CrossLoRAInjection(Injection):
     """DiffStyler's injection (v1: fixed, v3: adaptive attention fusion; both: features are replaced).
 
@@ -63,45 +68,35 @@ class CrossLoRAInjection(Injection):
         plain_self_attention_at_sites: style adapters skip attn1 of the injected layers, as in the authors' code.
     """
 
-    def __init__(
-        self,
-        features: float = 0.6,
-        attention: float = 0.5,
-        *,
-        adaptive: bool = True,
-        source_under_style: bool = False,
-        plain_self_attention_at_sites: bool = False,
-    ) -> None:
-        for name, value in {"features": features, "attention": attention}.items():
+    features: float = 0.6
+    attention: float = 0.5
+    _: KW_ONLY
+    adaptive: bool = True
+    source_under_style: bool = False
+    plain_self_attention_at_sites: bool = False
+
+    def __post_init__(self) -> None:
+        for name, value in {"features": self.features, "attention": self.attention}.items():
             if not 0 <= value <= 1:
-                raise ValueError(f"injection {name}: expected a fraction of the steps in 0 … 1, got {value}")
-        self.features = features
-        self.attention = attention
-        self.adaptive = adaptive
-        self.source_under_style = source_under_style
-        self.plain_self_attention_at_sites = plain_self_attention_at_sites
+                raise DiffstylerError(f"injection {name}: expected a fraction of the steps in 0 … 1, got {value}")
 
     def scheduled(self, features: float | None, attention: float | None) -> CrossLoRAInjection:
-        return CrossLoRAInjection(
-            self.features if features is None else features,
-            self.attention if attention is None else attention,
-            adaptive=self.adaptive,
-            source_under_style=self.source_under_style,
-            plain_self_attention_at_sites=self.plain_self_attention_at_sites,
-        )
+        given = {"features": features, "attention": attention}
+        return replace(self, **{name: value for name, value in given.items() if value is not None})
 
-    def rates(self, step: int, num_inference_steps: int, timestep: int) -> Rates:
-        rate = min(1.0, 2 * timestep / 1000) if self.adaptive else 1.0
+    def rates(self, step: Step) -> Rates:
+        rate = min(1.0, 2 * step.time) if self.adaptive else 1.0
         return Rates(
-            features=float(step < round(self.features * num_inference_steps)),
-            attention=rate if step < round(self.attention * num_inference_steps) else 0.0,
+            features=float(step.index < round(self.features * step.count)),
+            attention=rate * (step.index < round(self.attention * step.count)),
         )
 
 
+@dataclass(frozen=True)
 class NoInjection(Injection):
     """No source row: the style LoRA and the starting latents alone."""
 
-    def rates(self, step: int, num_inference_steps: int, timestep: int) -> Rates:
+    def rates(self, step: Step) -> Rates:
         return Rates(0.0, 0.0)
 
 
@@ -129,7 +124,7 @@ def inject(model: nn.Module, sites: InjectionSites) -> Iterator[InjectionHooks]:
     value must be the one with the adapter's share in it.
 
     Raises:
-        ValueError: a site has fused projections, whose queries and keys no hook can see.
+        DiffstylerError: a site has fused projections, whose queries and keys no hook can see.
     """
     hooks = InjectionHooks()
     handles = []
@@ -139,7 +134,7 @@ def inject(model: nn.Module, sites: InjectionSites) -> Iterator[InjectionHooks]:
         for path in sites.attention:
             attention = model.get_submodule(path)
             if getattr(attention, "fused_projections", False):
-                raise ValueError(
+                raise DiffstylerError(
                     f"{path} has fused q, k, v projections, which hide q and k: call unfuse_qkv_projections()"
                 )
             for projection in (attention.to_q, attention.to_k):  # type: ignore[union-attr]

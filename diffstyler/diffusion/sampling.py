@@ -4,14 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 
-from diffstyler.backbones import Schedule
 from diffstyler.diffusion.denoiser import Denoiser, Group, Row
-from diffstyler.diffusion.fusion import FuseLatents, Fusion, Step, shares
-from diffstyler.diffusion.injection import Injection, NoInjection
-from diffstyler.types import PromptEmbeds, Trajectory
+from diffstyler.diffusion.fusion import FuseLatents, Fusion, shares
+from diffstyler.diffusion.injection import Injection, NoInjection, Rates
+from diffstyler.types import PromptEmbeds, Schedule, Step, Trajectory
+
+
+class Rowed(Protocol):
+    """What decides which rows a region costs at a step."""
+
+    @property
+    def covers_all(self) -> bool: ...
+    @property
+    def guidance_scale(self) -> float: ...
+    @property
+    def start(self) -> float: ...
+    @property
+    def stop(self) -> float: ...
+    @property
+    def injection(self) -> Injection: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,8 +34,8 @@ class Region:
     """A style at work on a part of a picture.
 
     ``slot``: the style adapter in the pack, None for the base model. ``mask`` (h, w) in [0, 1] on the latent grid,
-    1 = stylize; None = everywhere. Active at the noise levels stop < t / T <= start. ``injection``: how the content
-    steers this style. ``source_prompt``: of a source row under this adapter, None where it is as without.
+    1 = stylize; None = everywhere. Active at the times stop < t / T <= start. ``injection``: how the content steers
+    this style. ``source_prompt``: of a source row under this adapter, None where it is as without.
     """
 
     slot: int | None
@@ -34,8 +49,14 @@ class Region:
     injection: Injection = field(default_factory=NoInjection)
     source_prompt: PromptEmbeds | None = None
 
-    def active(self, timestep: int, num_train_timesteps: int) -> bool:
-        return self.stop < timestep / num_train_timesteps <= self.start
+    @property
+    def covers_all(self) -> bool:
+        return self.mask is None
+
+    @property
+    def prompts(self) -> tuple[PromptEmbeds, ...]:
+        """What its rows are told; without guidance the negative prompt has no say."""
+        return (self.prompt,) if self.guidance_scale == 1 else (self.negative_prompt, self.prompt)
 
 
 @dataclass(frozen=True)
@@ -51,6 +72,22 @@ class Canvas:
     regions: tuple[Region, ...]
     content_slot: int | None = None
     source_prompt: PromptEmbeds | None = None
+
+
+@dataclass(frozen=True)
+class Steered:
+    """Regions (by their place among all) that one source row steers at a step, each at its rates.
+
+    ``own_source``: the source row runs under the region's own style adapter.
+    """
+
+    regions: tuple[int, ...]
+    rates: tuple[Rates, ...]
+    own_source: bool
+
+    @property
+    def has_source(self) -> bool:
+        return any(rate.active for rate in self.rates)
 
 
 @torch.no_grad()
@@ -72,91 +109,71 @@ def denoise(
     """
     fusion = fusion if fusion is not None else FuseLatents()
     x = [canvas.latents for canvas in canvases]
-    num_train_timesteps = len(denoiser.backbone.alphas_cumprod)
+    contents = [canvas.content.on(schedule) for canvas in canvases]
     with denoiser.injecting():
-        for step, t in enumerate(schedule.timesteps.tolist()):
-            moment = Moment(step, len(schedule), t, schedule.alphas[step].item())
-            active = [[r for r in canvas.regions if r.active(t, num_train_timesteps)] for canvas in canvases]
+        for step in schedule:
+            plans = [steered(canvas.regions, step) for canvas in canvases]
             groups = [
-                _groups(x_t, canvas, regions, moment, source_prompt)
-                for x_t, canvas, regions in zip(x, canvases, active, strict=True)
+                [_group(x_t, z.latents[step.index], canvas, part, step, source_prompt) for part in plan]
+                for x_t, z, canvas, plan in zip(x, contents, canvases, plans, strict=True)
             ]
-            noise_preds = iter(denoiser([group for own in groups for group, _ in own]) if any(groups) else ())
-            for i, (canvas, regions) in enumerate(zip(canvases, active, strict=True)):
-                noises = {r: e for _, members in groups[i] for r, e in _guided(next(noise_preds), members)}
-                now = Step(
-                    x_t=x[i],
-                    alpha=moment.alpha,
-                    alpha_to=schedule.alphas[step + 1].item(),
-                    content=canvas.content.at(t),
-                    content_to=_next_content(canvas.content, schedule, step),
-                    clean=canvas.content.clean,
-                )
-                x[i] = fusion(now, [noises[r] for r in regions], shares([r.mask for r in regions]))
+            noise_preds = iter(denoiser([group for own in groups for group in own]))
+            for i, (canvas, plan) in enumerate(zip(canvases, plans, strict=True)):
+                guided = {n: e for part in plan for n, e in _guided(next(noise_preds), canvas.regions, part)}
+                weights = shares([canvas.regions[n].mask for n in sorted(guided)])
+                x[i] = fusion(step, x[i], contents[i], [guided[n] for n in sorted(guided)], weights)
     return x
 
 
-@torch.no_grad()
-def generate(denoiser: Denoiser, latents: torch.Tensor, schedule: Schedule, region: Region) -> torch.Tensor:
-    """Text to image by plain DDIM under one adapter: noise (C, h, w) -> x_0 (C, h, w)."""
-    nowhere = Trajectory(schedule.timesteps, latents.expand(len(schedule) + 1, *latents.shape))
-    return denoise(denoiser, [Canvas(latents, nowhere, (region,))], schedule, region.negative_prompt)[0]
+def steered(regions: Sequence[Rowed], step: Step) -> list[Steered]:
+    """The rows of one picture at one step: the regions that are seen, with the source rows that steer them.
 
-
-@dataclass(frozen=True)
-class Moment:
-    """Step ``step`` of ``num_inference_steps``: the timestep and its ᾱ."""
-
-    step: int
-    num_inference_steps: int
-    timestep: int
-    alpha: float
-
-
-def _groups(
-    x_t: torch.Tensor, canvas: Canvas, regions: list[Region], moment: Moment, source_prompt: PromptEmbeds
-) -> list[tuple[Group, list[Region]]]:
-    """The rows of one picture at one step: a source, and the negative and positive rows of the regions it steers.
-
-    One source row, under the content adapter or the base, serves every region; only an injection that runs its source
-    under the style's own adapter needs one for each.
+    A region below one that covers the whole picture is not seen. One source row, under the content adapter or the
+    base, serves every region; only an injection that runs its source under the style's own adapter needs one for each.
     """
-    t, alpha = moment.timestep, moment.alpha
-    shared = [region for region in regions if not region.injection.source_under_style]
-    own = [region for region in regions if region.injection.source_under_style]
-
-    def group(
-        members: list[Region], slot: int | None, strength: float, prompt: PromptEmbeds | None
-    ) -> tuple[Group, list[Region]]:
-        rates = [r.injection.rates(moment.step, moment.num_inference_steps, t) for r in members]
-        targets = tuple(
-            Row(x_t, t, alpha, told, region.slot, region.strength, rate)
-            for region, rate in zip(members, rates, strict=True)
-            for told in _prompts(region)
-        )
-        steered = any(rate.active for rate in rates)
-        told = source_prompt if prompt is None else prompt
-        source = Row(canvas.content.at(t), t, alpha, told, slot, strength) if steered else None
-        return Group(source, targets), members
-
-    groups = [group(shared, canvas.content_slot, 1.0, canvas.source_prompt)] if shared else []
-    return groups + [group([region], region.slot, region.strength, region.source_prompt) for region in own]
+    seen: list[int] = []
+    for n in reversed(range(len(regions))):
+        if regions[n].stop < step.time <= regions[n].start:
+            seen.insert(0, n)
+            if regions[n].covers_all:
+                break
+    rates = {n: regions[n].injection.rates(step) for n in seen}
+    shared = tuple(n for n in seen if not regions[n].injection.source_under_style)
+    plans = [Steered(shared, tuple(rates[n] for n in shared), own_source=False)] if shared else []
+    return plans + [Steered((n,), (rates[n],), own_source=True) for n in seen if n not in shared]
 
 
-def _prompts(region: Region) -> tuple[PromptEmbeds, ...]:
-    """What a region's rows are told; without guidance the negative prompt has no say."""
-    return (region.prompt,) if region.guidance_scale == 1 else (region.negative_prompt, region.prompt)
+def count_rows(regions: Sequence[Rowed], schedule: Schedule) -> int:
+    """Rows through the network that denoising one picture takes: sources and targets."""
+    targets = [1 if region.guidance_scale == 1 else 2 for region in regions]
+    parts = [part for step in schedule for part in steered(regions, step)]
+    return sum(part.has_source + sum(targets[n] for n in part.regions) for part in parts)
 
 
-def _guided(noise_preds: torch.Tensor, regions: list[Region]) -> Iterator[tuple[Region, torch.Tensor]]:
+def _group(
+    x_t: torch.Tensor, z_t: torch.Tensor, canvas: Canvas, part: Steered, step: Step, source_prompt: PromptEmbeds
+) -> Group:
+    """A source row, and the negative and positive rows of the regions that it steers."""
+    members = [canvas.regions[n] for n in part.regions]
+    targets = tuple(
+        Row(x_t, step.timestep, step.level, prompt, region.slot, region.strength, rate)
+        for region, rate in zip(members, part.rates, strict=True)
+        for prompt in region.prompts
+    )
+    if not part.has_source:
+        return Group(None, targets)
+    slot, strength, prompt = canvas.content_slot, 1.0, canvas.source_prompt
+    if part.own_source:
+        slot, strength, prompt = members[0].slot, members[0].strength, members[0].source_prompt
+    told = source_prompt if prompt is None else prompt
+    return Group(Row(z_t, step.timestep, step.level, told, slot, strength), targets)
+
+
+def _guided(noise_preds: torch.Tensor, regions: Sequence[Region], part: Steered) -> Iterator[tuple[int, torch.Tensor]]:
     """ε_i = ε_neg + g_i (ε_pos − ε_neg) of each region (Ho and Salimans 2022)."""
     rows = iter(noise_preds)
-    for region in regions:
+    for n in part.regions:
         noise_pred = next(rows)
-        if region.guidance_scale != 1:
-            noise_pred = noise_pred + region.guidance_scale * (next(rows) - noise_pred)
-        yield region, noise_pred
-
-
-def _next_content(content: Trajectory, schedule: Schedule, step: int) -> torch.Tensor:
-    return content.at(int(schedule.timesteps[step + 1])) if step + 1 < len(schedule) else content.clean
+        if regions[n].guidance_scale != 1:
+            noise_pred = noise_pred + regions[n].guidance_scale * (next(rows) - noise_pred)
+        yield n, noise_pred

@@ -21,7 +21,7 @@ from torch.optim.lr_scheduler import ConstantLR
 from torch.utils.tensorboard import SummaryWriter
 
 from diffstyler.adapters import FittedLoRA, LoRALibrary, LoRAPack, Rows, by_part, pack_of_parts, save_lora
-from diffstyler.backbones import Backbone, StableDiffusion
+from diffstyler.backbones import NETWORK, Backbone, StableDiffusion
 from diffstyler.diffusion.denoiser import one_thread
 from diffstyler.distributed import POLL_SECONDS, Team, exit_codes, part
 from diffstyler.fit.crops import MOST_CROPS, Crops, FitPicture
@@ -183,7 +183,7 @@ class LoRAFinetuner(lightning.LightningModule):
         if not any(self._busy()):
             time.sleep(POLL_SECONDS)  # what is left is under way in other processes
             return
-        num_train_timesteps = len(self.backbone.alphas_cumprod)
+        num_train_timesteps = self.backbone.num_train_timesteps
         draws = {slot.index: slot.draw(self.batch_size, num_train_timesteps)[self.team.share] for slot in self._busy()}
         self.pack.flat.grad = None
         with self._exact(), self.pack.rows(Rows(None)):
@@ -209,10 +209,10 @@ class LoRAFinetuner(lightning.LightningModule):
         timesteps = torch.cat([row.timesteps for row in rows])
         clean, noise = torch.cat([row.clean for row in rows]), torch.cat([row.noise for row in rows])
         dtype = self.pack.flat.dtype
-        alphas = self.backbone.alphas_cumprod.to(self.device)[timesteps].to(dtype).view(-1, 1, 1, 1)
+        level = self.backbone.noise_levels(timesteps).to(self.pack.flat)
         masked = any(slot.masks is not None for slot in self._busy())
         mask = torch.cat([row.mask for row in rows]).to(dtype) if masked else None
-        noised = Noised(clean.to(dtype), noise.to(dtype), alphas, self.backbone.prediction_type, mask)
+        noised = Noised(clean.to(dtype), noise.to(dtype), level, self.backbone.prediction, mask)
         return noised, timesteps, prompts
 
     def _prompts(self, rows: int) -> PromptEmbeds:
@@ -229,7 +229,7 @@ class LoRAFinetuner(lightning.LightningModule):
         due = [slot for slot in self._busy() if slot.due]
         if not due:
             return
-        draws = [slot.draw_held_out(self.batch_size, len(self.backbone.alphas_cumprod)) for slot in due]
+        draws = [slot.draw_held_out(self.batch_size, self.backbone.num_train_timesteps) for slot in due]
         with self._exact(), self.pack.rows(Rows(None)):
             parts = [
                 self._losses({slot.index: draw for slot, draw in zip(due, part_draws, strict=True)})
@@ -268,12 +268,12 @@ class LoRAFinetuner(lightning.LightningModule):
         self.farm = Farm(self.library, [recipe.job(picture) for picture in self._data.pictures])
 
     def configure_model(self) -> None:
-        if self.trainer.training and "unet" not in self.backbone._modules and self.farm.waiting:
+        if self.trainer.training and not self.backbone.is_loaded and self.farm.waiting:
             if self.max_memory is not None:
                 self._keep_below(self.max_memory)
             self.backbone.load(self.backbone_dtype)
             if self.gradient_checkpointing:
-                self.backbone.unet.enable_gradient_checkpointing()  # type: ignore[operator]
+                self.backbone.recompute_activations()
         # DistributedDataParallel would send the frozen model to every rank, and its buffers again at each step
         names = [name for name, _ in (*self.backbone.named_parameters(), *self.backbone.named_buffers())]
         self._ddp_params_and_buffers_to_ignore = [f"backbone.{name}" for name in names]
@@ -333,7 +333,7 @@ class LoRAFinetuner(lightning.LightningModule):
         self.farm.order(lambda job: job.steps * self._side(job) ** 2)
         self.pack = self._new_pack(self._width())
         if self.compile_unet:  # after the adapters' hooks are there: later ones would not be seen
-            self.backbone.unet.compile(dynamic=False)
+            self.backbone.compile()
         self.slots = [None] * self.pack.slots
         self._refill()
 
@@ -343,7 +343,7 @@ class LoRAFinetuner(lightning.LightningModule):
     def on_fit_end(self) -> None:
         if hasattr(self, "pack"):
             self.pack.detach()
-            self.backbone.unet._compiled_call_impl = None
+            self.backbone.uncompile()
         if not self.trainer.is_global_zero:
             return  # the first rank reports for all
         dead = [code for code in exit_codes(self.trainer) if code]
@@ -414,13 +414,13 @@ class LoRAFinetuner(lightning.LightningModule):
 
     def _new_pack(self, width: int) -> LoRAPack:
         dtype = torch.float64 if self.trainer.precision == "64-true" else torch.float32
-        config, models = self._pack_config(), {"unet": self.backbone.unet}
+        config, models = self._pack_config(), {NETWORK: self.backbone.network}
         if self.text_encoder_targets:
             models |= self.backbone.text_encoders
             configs = {part: config if part == "unet" else self._text_config(config) for part in models}
             pack = pack_of_parts(models, configs, width, device=self.device, dtype=dtype)
         else:
-            pack = LoRAPack(self.backbone.unet, config, width, device=self.device, dtype=dtype)
+            pack = LoRAPack(self.backbone.network, config, width, device=self.device, dtype=dtype)
         pack.train()
         return pack
 
@@ -538,7 +538,7 @@ class LoRAFinetuner(lightning.LightningModule):
             modules, config = self.pack.export(slot.index, slot.job.config.r), slot.job.config
             parts = by_part(modules) if self.text_encoder_targets else {"unet": modules}
             configs = {part: config if part == "unet" else self._text_config(config) for part in parts}
-            save_lora(folder, parts, configs, prediction_type=self.backbone.prediction_type)
+            save_lora(folder, parts, configs, prediction_type=self.backbone.prediction.name)
             write_lora_report(folder, identity, picture.path, slot.losses, preview)
 
         self.farm.publish(slot.job, write, slot.history, slot.step)

@@ -7,15 +7,19 @@ from dataclasses import dataclass
 
 import torch
 
+from diffstyler.backbones import NoisePrediction, Prediction
+from diffstyler.errors import DiffstylerError
+from diffstyler.types import NoiseLevel
+
 
 @dataclass(frozen=True)
 class Noised:
-    """R rows of diffused latents: z_t = √ᾱ z_0 + √(1−ᾱ) ε. Tensors (R, C, h, w), ``alphas`` (R, 1, 1, 1) is ᾱ."""
+    """R rows of diffused latents: z_t = signal · z_0 + sigma · ε. Tensors (R, C, h, w), ``level`` (R, 1, 1, 1)."""
 
     clean: torch.Tensor
     noise: torch.Tensor
-    alphas: torch.Tensor
-    prediction_type: str
+    level: NoiseLevel
+    prediction: Prediction
     #: (R, 1, h, w) in [0, 1]: the cells that count; None = all of them
     mask: torch.Tensor | None = None
 
@@ -31,20 +35,17 @@ class Noised:
     @property
     def latents(self) -> torch.Tensor:
         """z_t."""
-        return self.alphas.sqrt() * self.clean + (1 - self.alphas).sqrt() * self.noise
+        return self.level.noised(self.clean, self.noise)
 
     @property
     def target(self) -> torch.Tensor:
-        """What the UNet should output: ε, or v = √ᾱ ε − √(1−ᾱ) z_0 (Salimans and Ho 2022)."""
-        if self.prediction_type == "epsilon":
-            return self.noise
-        return self.alphas.sqrt() * self.noise - (1 - self.alphas).sqrt() * self.clean
+        """What the network should output."""
+        return self.prediction.target(self.clean, self.noise, self.level)
 
-    def predicted_clean(self, output: torch.Tensor) -> torch.Tensor:
-        """z_0 as the UNet's output implies it."""
-        if self.prediction_type == "epsilon":
-            return (self.latents - (1 - self.alphas).sqrt() * output) / self.alphas.sqrt()
-        return self.alphas.sqrt() * self.latents - (1 - self.alphas).sqrt() * output
+    @property
+    def snr(self) -> torch.Tensor:
+        """(signal / sigma)², (R,)."""
+        return torch.as_tensor(self.level.signal / self.level.sigma).square().flatten()
 
 
 class DiffusionLoss(ABC):
@@ -55,6 +56,7 @@ class DiffusionLoss(ABC):
         """The UNet's output (R, C, h, w) in float32 -> one loss a row (R,)."""
 
 
+@dataclass(frozen=True)
 class NoiseLoss(DiffusionLoss):
     """‖ε − ε(z_t)‖² (Ho et al. 2020, eq. 14), or the same on v where the model predicts v."""
 
@@ -62,35 +64,38 @@ class NoiseLoss(DiffusionLoss):
         return noised.mean((output - noised.target).square())
 
 
+@dataclass(frozen=True)
 class CleanLoss(DiffusionLoss):
     """‖z_0 − z_0(z_t)‖²: global structure and color rather than noise (ConsisLoRA, arXiv 2503.10614).
 
-    For a model that predicts ε it is the noise loss weighted by (1−ᾱ) / ᾱ, which grows without bound as ᾱ nears 0;
-    ``max_weight`` bounds it.
+    For a model that predicts ε it is the noise loss weighted by 1 / SNR, which grows without bound as the signal nears
+    0; ``max_weight`` bounds it.
     """
 
-    def __init__(self, max_weight: float = 20.0) -> None:
-        if max_weight <= 0:
-            raise ValueError(f"max_weight: expected more than 0, got {max_weight}")
-        self.max_weight = max_weight
+    max_weight: float = 20.0
+
+    def __post_init__(self) -> None:
+        if not self.max_weight > 0:
+            raise DiffstylerError(f"max_weight: expected more than 0, got {self.max_weight}")
 
     def __call__(self, output: torch.Tensor, noised: Noised) -> torch.Tensor:
-        error = noised.mean((noised.predicted_clean(output) - noised.clean).square())
-        if noised.prediction_type != "epsilon":
+        clean = noised.prediction.clean(output, noised.latents, noised.level)
+        error = noised.mean((clean - noised.clean).square())
+        if not isinstance(noised.prediction, NoisePrediction):
             return error
-        weight = (1 - noised.alphas) / noised.alphas
-        return error * (self.max_weight / weight).clamp(max=1).flatten()
+        return error * (self.max_weight * noised.snr).clamp(max=1)
 
 
+@dataclass(frozen=True)
 class MinSNRLoss(DiffusionLoss):
     """The noise loss weighted by min(SNR, γ) / SNR, for v by min(SNR, γ) / (SNR + 1) (Hang et al. 2023)."""
 
-    def __init__(self, gamma: float = 5.0) -> None:
-        if gamma <= 0:
-            raise ValueError(f"gamma: expected more than 0, got {gamma}")
-        self.gamma = gamma
+    gamma: float = 5.0
+
+    def __post_init__(self) -> None:
+        if not self.gamma > 0:
+            raise DiffstylerError(f"gamma: expected more than 0, got {self.gamma}")
 
     def __call__(self, output: torch.Tensor, noised: Noised) -> torch.Tensor:
-        snr = (noised.alphas / (1 - noised.alphas)).flatten()
-        norm = snr if noised.prediction_type == "epsilon" else snr + 1
-        return noised.mean((output - noised.target).square()) * snr.clamp(max=self.gamma) / norm
+        norm = noised.snr if isinstance(noised.prediction, NoisePrediction) else noised.snr + 1
+        return noised.mean((output - noised.target).square()) * noised.snr.clamp(max=self.gamma) / norm

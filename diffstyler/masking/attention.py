@@ -59,7 +59,7 @@ class AttentionMasker(Masker):
 
     def setup(self, backbone: Backbone) -> None:
         self.backbone = backbone
-        self.recorder = AttentionRecorder(backbone.unet)
+        self.recorder = AttentionRecorder(backbone.network)
         self._latents: dict[str, torch.Tensor] = {}
 
     @property
@@ -111,14 +111,13 @@ class AttentionMasker(Masker):
         """One forward of the noised picture at every noise level -> (h, w) of the latent grid; the recorder has it."""
         backbone = self.backbone
         z_0 = self._encode(picture)
-        timesteps = [int(level * len(backbone.alphas_cumprod)) for level in self.noise_levels]
+        timesteps = torch.tensor([int(level * backbone.num_train_timesteps) for level in self.noise_levels])
         noise = torch.randn(z_0.shape, generator=torch.Generator().manual_seed(self.seed)).to(z_0)
-        alphas = backbone.alphas_cumprod[timesteps].to(z_0).view(-1, 1, 1, 1)
         prompts = backbone.encode_prompt([prompt] * len(timesteps))
         with torch.no_grad(), self.recorder.recording():
             backbone.predict(
-                alphas.sqrt() * z_0 + (1 - alphas).sqrt() * noise,
-                torch.tensor(timesteps, device=z_0.device),
+                backbone.noise_levels(timesteps).to(z_0).noised(z_0, noise),
+                timesteps.to(z_0.device),
                 prompts,
             )
         return z_0.shape[-2], z_0.shape[-1]
@@ -128,7 +127,7 @@ class AttentionMasker(Masker):
         key = picture_sha256(picture)
         if key not in self._latents:
             size = fit_size(picture.size, self.backbone.resolution, self.backbone.size_multiple)
-            device = next(self.backbone.unet.parameters()).device
+            device = next(self.backbone.network.parameters()).device
             with torch.no_grad():
                 self._latents = {key: self.backbone.encode_image(to_tensor(picture, size)[None].to(device))}
         return self._latents[key]

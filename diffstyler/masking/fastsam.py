@@ -238,7 +238,7 @@ class FastSAMMasker(Masker):
     @property
     def _device(self) -> torch.device:
         if self.device is None and self._backbone is not None:
-            return next(self._backbone.unet.parameters()).device
+            return next(self._backbone.network.parameters()).device
         return torch.device(self.device or "cpu")
 
     # ---- CLIP

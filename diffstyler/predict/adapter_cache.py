@@ -189,7 +189,7 @@ class AdapterShelf:
 
     @property
     def _models(self) -> dict[str, nn.Module]:
-        return {"unet": self.backbone.unet, **self.backbone.text_encoders}
+        return self.backbone.parts
 
     def _match(self, lora: LoRA) -> Matched:
         models = self._models

@@ -20,7 +20,7 @@ from diffstyler.diffusion.denoiser import Denoiser
 from diffstyler.diffusion.fusion import FuseLatents, Fusion
 from diffstyler.diffusion.initial import FromContentAdaIN, InitialLatents, initial_latents
 from diffstyler.diffusion.injection import CrossLoRAInjection, Injection
-from diffstyler.diffusion.inversion import invert
+from diffstyler.diffusion.inversion import Clean, invert
 from diffstyler.diffusion.sampling import Canvas, Region, denoise
 from diffstyler.images import fit_size, load_image, picture_sha256, to_tensor
 from diffstyler.masking import AttentionMasker, Masker, check_masks, find_masks
@@ -215,10 +215,8 @@ class Stylizer(lightning.LightningModule):
             z_0 = self.backbone.encode_image(pixels[None].to(self.device))[0]
             known = invert(
                 denoiser,
-                [z_0],
+                [Clean(z_0, self._embed("", adapter), self.shelf.slot(adapter))],
                 self.backbone.sampling_schedule(steps),
-                self._embed("", adapter),
-                slot=self.shelf.slot(adapter),
                 refinements=self.inversion_refinements,
             )[0]
             self.cache.put(key, known)
@@ -228,10 +226,9 @@ class Stylizer(lightning.LightningModule):
         """x_T, the content's way, and the regions as tensors."""
         styles = [style for style in work.styles if style.mask is None or style.mask.any()]
         regions = [self._region(style, content.clean) for style in styles]
-        timestep = int(self.backbone.sampling_schedule(self.num_inference_steps).timesteps[0])
-        start = [r.active(timestep, len(self.backbone.alphas_cumprod)) for r in regions]
-        first = [(style, region) for style, region, active in zip(styles, regions, start, strict=True) if active]
-        z_T = content.at(timestep)
+        begin = next(iter(self.backbone.sampling_schedule(self.num_inference_steps)))
+        first = [(s, r) for s, r in zip(styles, regions, strict=True) if r.stop < begin.time <= r.start]
+        z_T = content.at(begin.timestep)
         starts = [self.initial(z_T, self._invert_style(denoiser, work, s), work.triple.seed) for s, _ in first]
         x_T = initial_latents(z_T, starts, [region.mask for _, region in first])
         if self.fusion.outside is not None:
@@ -290,7 +287,7 @@ class Stylizer(lightning.LightningModule):
         self.shelf.find(triples, self.content_lora, getattr(self._data, "manifest", None))
 
     def configure_model(self) -> None:
-        if "unet" not in self.backbone._modules:
+        if not self.backbone.is_loaded:
             if self.max_memory is not None:
                 self._keep_below(self.max_memory)
             self.backbone.load(self.base_dtype)

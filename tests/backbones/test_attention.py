@@ -8,6 +8,7 @@ from torch.nn import functional
 from diffstyler.backbones import AutoAttention, SDPAttention, StableDiffusion, XFormersAttention, attention
 from diffstyler.diffusion.denoiser import Denoiser, Group, Row
 from diffstyler.diffusion.injection import Rates
+from diffstyler.types import NoiseLevel
 
 CPU = torch.device("cpu")
 
@@ -60,8 +61,8 @@ def test_the_models_setting_decides(tiny_dir, kernel):
 @torch.no_grad()
 def test_injection_gives_the_same_numbers_under_each(tiny, kernel):
     prompts, latents = tiny.encode_prompt(["", "a red tree"]), torch.randn(2, 4, 8, 8)
-    alpha = tiny.alphas_cumprod[501].item()
-    source, target = (Row(latents[i], 501, alpha, prompts[[i]], rates=Rates(1.0, 0.7)) for i in (0, 1))
+    level = NoiseLevel(0.6, 0.8)
+    source, target = (Row(latents[i], 501, level, prompts[[i]], rates=Rates(1.0, 0.7)) for i in (0, 1))
     found = []
     for processor in (AttnProcessor(), XFormersAttnProcessor(), None):
         if processor is None:

@@ -7,12 +7,14 @@ import shutil
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
+from runs import generate
 from torch import nn
 
 from diffstyler.backbones import StableDiffusion
 from diffstyler.diffusion.ddim import ddim_step
 from diffstyler.diffusion.denoiser import Denoiser
-from diffstyler.diffusion.sampling import Region, generate
+from diffstyler.diffusion.sampling import Region
+from diffstyler.types import NoiseLevel
 
 BOTH = pytest.mark.parametrize("tiny_dir", ["epsilon", "v_prediction"], indirect=True)
 
@@ -31,7 +33,7 @@ def pipe(tiny_dir) -> StableDiffusionPipeline:
 @torch.no_grad()
 def test_the_embedded_model_loads_and_has_all_sites():
     backbone = StableDiffusion().load(torch.float16)
-    assert backbone.prediction_type in ("epsilon", "v_prediction")
+    assert backbone.prediction.name in ("epsilon", "v_prediction")
     assert all(isinstance(backbone.unet.get_submodule(path), nn.Conv2d) for path in backbone.sites.features)
     for path in backbone.sites.attention:
         attention = backbone.unet.get_submodule(path)
@@ -80,10 +82,12 @@ def test_the_schedule_is_the_schedulers(tiny, pipe, steps):
     pipe.scheduler.set_timesteps(steps)
     assert torch.equal(schedule.timesteps, pipe.scheduler.timesteps)
     assert len(schedule) == steps
-    assert len(schedule.alphas) == steps + 1
+    assert len(schedule.levels) == steps + 1
     assert schedule.timesteps[-1] == 1
-    torch.testing.assert_close(schedule.alphas[:-1].float(), pipe.scheduler.alphas_cumprod[schedule.timesteps])
-    assert schedule.alphas[-1].item() == pipe.scheduler.alphas_cumprod[0].item()
+    alphas = torch.tensor([level.signal**2 for level in schedule.levels])
+    torch.testing.assert_close(alphas[:-1], pipe.scheduler.alphas_cumprod[schedule.timesteps])
+    assert alphas[-1].item() == pytest.approx(pipe.scheduler.alphas_cumprod[0].item())
+    assert all(level.signal**2 + level.sigma**2 == pytest.approx(1) for level in schedule.levels)
 
 
 @BOTH
@@ -91,16 +95,21 @@ def test_the_schedule_is_the_schedulers(tiny, pipe, steps):
 def test_noise_from_the_unets_output(tiny):
     latents, timesteps = randn(2, 4, 8, 8), torch.tensor([801, 201])
     prompt, alphas = tiny.encode_prompt(["a red tree", ""]), tiny.alphas_cumprod[timesteps]
+    level = tiny.noise_levels(timesteps)
     output = tiny.predict(latents, timesteps, prompt)
-    noise_pred = tiny.predict_noise(latents, timesteps, prompt, alphas)
-    if tiny.prediction_type == "epsilon":
+    noise_pred = tiny.predict_noise(latents, timesteps, prompt, level)
+    if tiny.prediction.name == "epsilon":
         assert torch.equal(noise_pred, output)
         return
     share = alphas.float().view(-1, 1, 1, 1)
     torch.testing.assert_close(noise_pred, share.sqrt() * output + (1 - share).sqrt() * latents)
     tiny.scheduler.set_timesteps(5)  # 801, 601, …
     expected = tiny.scheduler.step(output[0], 801, latents[0]).prev_sample
-    step = ddim_step(latents[0], noise_pred[0], alphas[0].item(), tiny.alphas_cumprod[601].item())
+    step = ddim_step(
+        latents[0],
+        noise_pred[0],
+        *(NoiseLevel(*(v.item() for v in (a.sqrt(), (1 - a).sqrt()))) for a in tiny.alphas_cumprod[[801, 601]]),
+    )
     torch.testing.assert_close(step, expected, atol=1e-5, rtol=1e-4)
 
 

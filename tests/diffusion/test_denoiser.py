@@ -9,6 +9,7 @@ from diffstyler.adapters import LoRAPack, Rows
 from diffstyler.diffusion.ddim import ddim_step
 from diffstyler.diffusion.denoiser import Denoiser, Group, Row
 from diffstyler.diffusion.injection import Rates
+from diffstyler.types import NoiseLevel
 
 PROMPTS = ["", "a red tree", "blue", "a cat", "night"]
 
@@ -22,11 +23,11 @@ def random_pack(tiny, slots: int = 2) -> LoRAPack:
 
 def rows(tiny, count: int, rates: Rates, seed: int = 0) -> list[Row]:
     """Rows that differ in latents, prompt and slot (None, 0, 1, None, …)."""
-    alpha = tiny.alphas_cumprod[501].item()
+    level = NoiseLevel(0.6, 0.8)
     latents = torch.randn(count, 4, 8, 8, generator=torch.Generator().manual_seed(seed))
     prompts = tiny.encode_prompt(PROMPTS[:count])
     slots = (None, 0, 1, None, 0)
-    return [Row(x, 501, alpha, prompts[[i]], slots[i], 0.8, rates) for i, x in enumerate(latents)]
+    return [Row(x, 501, level, prompts[[i]], slots[i], 0.8, rates) for i, x in enumerate(latents)]
 
 
 def group(tiny, targets: int, seed: int = 0) -> Group:
@@ -109,9 +110,18 @@ def test_too_few_rows_a_call(tiny, limit):
 def test_ddim_step_is_the_schedulers(tiny):
     x, output = torch.randn(2, 1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     schedule = tiny.sampling_schedule(4)
-    for k, t in enumerate(schedule.timesteps):
-        alpha, alpha_to = schedule.alphas[k : k + 2].tolist()
-        v = tiny.prediction_type == "v_prediction"
-        noise_pred = alpha**0.5 * output + (1 - alpha) ** 0.5 * x if v else output
-        expected = tiny.scheduler.step(output, t, x).prev_sample
-        torch.testing.assert_close(ddim_step(x, noise_pred, alpha, alpha_to), expected, atol=1e-4, rtol=1e-4)
+    for step in schedule:
+        noise_pred = tiny.prediction.noise(output, x, step.level)
+        expected = tiny.scheduler.step(output, step.timestep, x).prev_sample
+        actual = ddim_step(x, noise_pred, step.level, step.level_to)
+        torch.testing.assert_close(actual, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_an_error_leaves_no_hooks(tiny):
+    denoiser = Denoiser(tiny)
+    with pytest.raises(KeyError), denoiser.injecting():
+        raise KeyError
+    assert not any(module._forward_hooks for module in tiny.unet.modules())
+    source, target = rows(tiny, 2, Rates(1.0, 1.0))
+    plain = denoiser([Group(None, (target,))])[0]
+    torch.testing.assert_close(denoiser([Group(source, (target,))])[0], plain, atol=1e-4, rtol=1e-4)

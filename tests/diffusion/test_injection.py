@@ -1,10 +1,18 @@
 """Injection: exact where it acts, nothing where it does not, no trace afterwards."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
 
 from diffstyler.diffusion.injection import CrossLoRAInjection, NoInjection, Rates, RowSources, inject
+from diffstyler.types import NoiseLevel, Step
+
+
+def at(index: int) -> Step:
+    timestep = 981 - 20 * index
+    return Step(index, 50, timestep, timestep / 1000, NoiseLevel(0.6, 0.8), NoiseLevel(0.8, 0.6))
 
 
 def forward(tiny):
@@ -79,7 +87,7 @@ def test_fused_projections_are_refused(tiny):
 
 def test_schedule_in_fractions_of_the_steps():
     injection = CrossLoRAInjection(0.6, 0.5)
-    rates = [injection.rates(step, 50, 981 - 20 * step) for step in range(50)]
+    rates = [injection.rates(at(step)) for step in range(50)]
     assert [r.features for r in rates] == [1.0] * 30 + [0.0] * 20
     assert [r.attention > 0 for r in rates] == [True] * 25 + [False] * 25
     assert [r.active for r in rates] == [True] * 30 + [False] * 20
@@ -87,12 +95,12 @@ def test_schedule_in_fractions_of_the_steps():
 
 @pytest.mark.parametrize(("timestep", "rate"), [(981, 1), (501, 1), (500, 1), (250, 0.5), (1, 0.002)])
 def test_adaptive_rate(timestep, rate):
-    assert CrossLoRAInjection(1, 1).rates(0, 50, timestep) == Rates(1.0, rate)
-    assert CrossLoRAInjection(1, 1, adaptive=False).rates(0, 50, timestep) == Rates(1.0, 1.0)
+    assert CrossLoRAInjection(1, 1).rates(replace(at(0), time=timestep / 1000)) == Rates(1.0, rate)
+    assert CrossLoRAInjection(1, 1, adaptive=False).rates(replace(at(0), time=timestep / 1000)) == Rates(1.0, 1.0)
 
 
 def test_no_injection_is_never_active():
-    assert not any(NoInjection().rates(step, 50, 981).active for step in range(50))
+    assert not any(NoInjection().rates(at(step)).active for step in range(50))
 
 
 @pytest.mark.parametrize("wrong", [{"features": 1.1}, {"features": -0.1}, {"attention": 30}])

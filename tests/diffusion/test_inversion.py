@@ -5,7 +5,7 @@ import torch
 from diffusers import DDIMInverseScheduler
 
 from diffstyler.diffusion.denoiser import Denoiser
-from diffstyler.diffusion.inversion import invert
+from diffstyler.diffusion.inversion import Clean, invert
 from diffstyler.diffusion.sampling import Canvas, Region, denoise
 from diffstyler.predict.inverter import TrajectoryCache
 from diffstyler.types import Trajectory
@@ -21,7 +21,7 @@ def clean_latents(pictures: int = 1) -> list[torch.Tensor]:
 @torch.no_grad()
 def test_equals_diffusers(tiny):
     (z,), prompt = clean_latents(), tiny.encode_prompt([""])
-    trajectory = invert(Denoiser(tiny), [z], tiny.sampling_schedule(5), prompt)[0]
+    trajectory = invert(Denoiser(tiny), [Clean(z, prompt)], tiny.sampling_schedule(5))[0]
     scheduler = DDIMInverseScheduler.from_config(tiny.scheduler.config)
     scheduler.set_timesteps(5)
     assert trajectory.timesteps.tolist() == [801, 601, 401, 201, 1] == scheduler.timesteps.tolist()[::-1]
@@ -39,7 +39,7 @@ def test_sampling_returns_to_the_input(tiny):
     schedule = tiny.sampling_schedule(8)
     errors = {}
     for refinements in (0, 3):
-        way = invert(denoiser, [z], schedule, prompt, refinements=refinements)[0]
+        way = invert(denoiser, [Clean(z, prompt)], schedule, refinements=refinements)[0]
         canvas = Canvas(way.latents[0], way, (Region(None, prompt, prompt, 1.0),))
         back = denoise(denoiser, [canvas], schedule, prompt)[0]
         errors[refinements] = ((back - z).norm() / z.norm()).item()
@@ -50,9 +50,9 @@ def test_sampling_returns_to_the_input(tiny):
 def test_pictures_inverted_together_equal_each_alone(tiny):
     pictures, prompt, schedule = clean_latents(2), tiny.encode_prompt([""]), tiny.sampling_schedule(3)
     denoiser = Denoiser(tiny, rows_per_call=2)
-    together = invert(denoiser, pictures, schedule, prompt)
+    together = invert(denoiser, [Clean(z, prompt) for z in pictures], schedule)
     for z, trajectory in zip(pictures, together, strict=True):
-        assert torch.equal(invert(denoiser, [z], schedule, prompt)[0].latents, trajectory.latents)
+        assert torch.equal(invert(denoiser, [Clean(z, prompt)], schedule)[0].latents, trajectory.latents)
 
 
 @pytest.fixture

@@ -65,7 +65,7 @@ def test_engine_agrees_with_the_transcription(tiny, pack, styles):
         empty.tokens,
         {t: way[k] for k, t in enumerate(schedule.timesteps.tolist())},
         schedule.timesteps.tolist(),
-        schedule.alphas.tolist(),
+        [level.signal**2 for level in schedule.levels],
         way[0],
         guidance,
     )
@@ -86,7 +86,7 @@ def test_the_transcription_notices_what_makes_the_reference(tiny, pack):
         "empty": texts.tokens[2:],
         "content": {t: way[k] for k, t in enumerate(schedule.timesteps.tolist())},
         "timesteps": schedule.timesteps.tolist(),
-        "alphas": schedule.alphas.tolist(),
+        "alphas": [level.signal**2 for level in schedule.levels],
         "start": way[0],
         "guidance_scale": 3.0,
     }
@@ -124,7 +124,7 @@ def reference(tiny, pack) -> dict:
         "empty": texts[[3]],
         "content": dict(zip(schedule.timesteps.tolist(), way, strict=True)),
         "timesteps": schedule.timesteps.tolist(),
-        "alphas": schedule.alphas.tolist(),
+        "alphas": [level.signal**2 for level in schedule.levels],
         "start": way[0],
         "guidance_scale": 3.0,
     }

@@ -7,12 +7,11 @@ import torch
 from peft import LoraConfig
 
 from diffstyler.adapters import LoRAPack
-from diffstyler.backbones import Schedule
 from diffstyler.diffusion.denoiser import Denoiser
 from diffstyler.diffusion.initial import FromContent, FromContentAdaIN, FromStyle
 from diffstyler.diffusion.injection import CrossLoRAInjection, NoInjection
 from diffstyler.diffusion.sampling import Canvas, Region, denoise
-from diffstyler.types import Trajectory
+from diffstyler.types import Schedule, Trajectory
 
 STEPS = 3
 LEFT = torch.zeros(8, 8).index_fill(1, torch.arange(4), 1)
@@ -72,7 +71,7 @@ def test_base_without_injection_is_plain_ddim(tiny, denoiser, schedule, guidance
 
 
 def test_guidance_is_linear_in_the_scale(tiny, denoiser, schedule):
-    one_step = Schedule(schedule.timesteps[:1], schedule.alphas[:2])
+    one_step = schedule[:1]
     zero, one, three = (run(denoiser, one_step, canvas(one_step, region(tiny, 0, g)))[0] for g in (0, 1, 3))
     torch.testing.assert_close(three, zero + 3 * (one - zero), atol=1e-4, rtol=1e-4)
     assert not torch.allclose(three, one, atol=1e-2)
@@ -112,7 +111,7 @@ def test_a_later_region_covers_an_earlier_one(tiny, denoiser, schedule):
     below, above = region(tiny, 0, 3.0), region(tiny, 1)
     only_below, only_above, both, covered = (
         run(denoiser, one_step, canvas(one_step, *regions))[0]
-        for one_step in [Schedule(schedule.timesteps[:1], schedule.alphas[:2])]
+        for one_step in [schedule[:1]]
         for regions in [(below,), (above,), (below, replace(above, mask=LEFT)), (below, above)]
     )
     assert not torch.allclose(only_below, only_above, atol=1e-2)
@@ -121,7 +120,7 @@ def test_a_later_region_covers_an_earlier_one(tiny, denoiser, schedule):
 
 
 def test_a_soft_mask_mixes_with_the_content(tiny, denoiser, schedule):
-    one_step = Schedule(schedule.timesteps[:1], schedule.alphas[:2])
+    one_step = schedule[:1]
     style = region(tiny, 0)
     picture = canvas(one_step, style)
     soft = replace(picture, regions=(replace(style, mask=torch.full((8, 8), 0.3)),))
@@ -133,7 +132,7 @@ def test_a_late_style_starts_from_the_content(tiny, denoiser, schedule):
     assert schedule.timesteps.tolist() == [667, 334, 1]
     picture = canvas(schedule, region(tiny, 0, 3.0, start=0.5))
     late = replace(picture, latents=picture.content.at(334), regions=(region(tiny, 0, 3.0),))
-    rest = Schedule(schedule.timesteps[1:], schedule.alphas[1:])
+    rest = schedule[1:]
     assert torch.equal(run(denoiser, schedule, picture)[0], run(denoiser, rest, late)[0])
 
 
@@ -142,8 +141,8 @@ def test_a_style_that_stops_hands_over(tiny, denoiser, schedule):
     picture = canvas(schedule, first)
     assert torch.equal(run(denoiser, schedule, picture)[0], picture.content.clean)
     start, rest = (
-        Schedule(schedule.timesteps[:1], schedule.alphas[:2]),
-        Schedule(schedule.timesteps[1:], schedule.alphas[1:]),
+        schedule[:1],
+        schedule[1:],
     )
     half_way = run(denoiser, start, replace(picture, regions=(region(tiny, 0),)))[0]
     expected = run(denoiser, rest, replace(picture, latents=half_way, regions=(region(tiny, 1),)))[0]
@@ -166,7 +165,7 @@ def test_a_picture_injected_with_itself_is_itself(tiny, denoiser, schedule):
     x, way = canvas(schedule).latents, []
     for k in range(STEPS):
         way.append(x)
-        one_step = Schedule(schedule.timesteps[k : k + 1], schedule.alphas[k : k + 2])
+        one_step = schedule[k : k + 1]
         x = run(denoiser, one_step, replace(canvas(one_step, style), latents=x))[0]
     picture = Canvas(way[0], Trajectory(schedule.timesteps, torch.stack([*way, x])), (style,))
     injected = run(denoiser, schedule, picture, injection=CrossLoRAInjection(1, 1, adaptive=False))[0]

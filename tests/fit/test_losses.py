@@ -4,7 +4,9 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 
+from diffstyler.backbones.prediction import PREDICTIONS
 from diffstyler.fit.losses import CleanLoss, MinSNRLoss, Noised, NoiseLoss
+from diffstyler.types import NoiseLevel
 
 TIMESTEPS = torch.tensor([10, 300, 600, 990])
 PREDICTION_TYPES = ["epsilon", "v_prediction"]
@@ -24,14 +26,21 @@ def noised(prediction_type: str) -> Noised:
     generator = torch.Generator().manual_seed(0)
     clean, noise = torch.randn(2, 4, 3, 5, 6, generator=generator)
     alphas = scheduler(prediction_type).alphas_cumprod[TIMESTEPS].view(-1, 1, 1, 1)
-    return Noised(clean, noise, alphas, prediction_type)
+    return Noised(clean, noise, level_of(alphas), PREDICTIONS[prediction_type])
+
+
+def level_of(alphas: torch.Tensor) -> NoiseLevel:
+    return NoiseLevel(alphas.sqrt(), (1 - alphas).sqrt())
 
 
 def at(snr: float, prediction_type: str = "epsilon") -> Noised:
     """One row with noise of one in every place, at a signal-to-noise ratio."""
     shape = (1, 1, 2, 2)
     return Noised(
-        torch.zeros(shape), torch.ones(shape), torch.tensor(snr / (1 + snr)).view(1, 1, 1, 1), prediction_type
+        torch.zeros(shape),
+        torch.ones(shape),
+        level_of(torch.tensor(snr / (1 + snr)).view(1, 1, 1, 1)),
+        PREDICTIONS[prediction_type],
     )
 
 
@@ -50,7 +59,9 @@ def test_predicted_clean_is_the_schedulers(prediction_type):
     output = torch.randn(rows.clean.shape, generator=torch.Generator().manual_seed(1))
     for row, timestep in enumerate(TIMESTEPS.tolist()):
         expected = theirs.step(output[row], timestep, rows.latents[row]).pred_original_sample
-        torch.testing.assert_close(rows.predicted_clean(output)[row], expected, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(
+            rows.prediction.clean(output, rows.latents, rows.level)[row], expected, atol=1e-4, rtol=1e-4
+        )
 
 
 @pytest.mark.parametrize("loss", [NoiseLoss(), CleanLoss(), MinSNRLoss()], ids=lambda loss: type(loss).__name__)
@@ -71,7 +82,7 @@ def test_noise_loss_is_the_mean_square():
 def test_clean_loss_is_the_noise_loss_with_a_bounded_weight():
     rows = noised("epsilon")
     output = rows.target + torch.randn(rows.clean.shape, generator=torch.Generator().manual_seed(1))
-    weight = ((1 - rows.alphas) / rows.alphas).flatten()
+    weight = (rows.level.sigma / rows.level.signal).square().flatten()
     assert weight.min() < 20 < weight.max()
     expected = NoiseLoss()(output, rows) * weight.clamp(max=20)
     torch.testing.assert_close(CleanLoss(max_weight=20)(output, rows), expected, atol=1e-4, rtol=1e-4)
@@ -79,7 +90,7 @@ def test_clean_loss_is_the_noise_loss_with_a_bounded_weight():
 
 def test_clean_loss_of_v_is_weighted_by_the_noise_share():
     rows = noised("v_prediction")
-    expected = NoiseLoss()(rows.target + 1, rows) * (1 - rows.alphas).flatten()
+    expected = NoiseLoss()(rows.target + 1, rows) * rows.level.sigma.square().flatten()
     torch.testing.assert_close(CleanLoss()(rows.target + 1, rows), expected, atol=1e-5, rtol=1e-4)
 
 
@@ -108,13 +119,13 @@ def test_wrong_settings_are_refused(loss, setting):
 @pytest.mark.parametrize("loss", [NoiseLoss(), CleanLoss(), MinSNRLoss()])
 def test_masked_loss_counts_the_masked_cells_alone(loss):
     clean, noise, output = torch.randn(3, 2, 4, 6, 6, generator=torch.Generator().manual_seed(0))
-    alphas = torch.tensor([0.3, 0.8]).view(2, 1, 1, 1)
+    level = level_of(torch.tensor([0.3, 0.8]).view(2, 1, 1, 1))
     mask = torch.ones(2, 1, 6, 6)
     mask[0, :, :, 2:] = 0
-    whole = loss(output, Noised(clean, noise, alphas, "epsilon"))
-    masked = loss(output, Noised(clean, noise, alphas, "epsilon", mask))
-    part = loss(output[..., :2], Noised(clean[..., :2], noise[..., :2], alphas, "epsilon"))
+    whole = loss(output, Noised(clean, noise, level, PREDICTIONS["epsilon"]))
+    masked = loss(output, Noised(clean, noise, level, PREDICTIONS["epsilon"], mask))
+    part = loss(output[..., :2], Noised(clean[..., :2], noise[..., :2], level, PREDICTIONS["epsilon"]))
     assert masked[1] == whole[1]
     torch.testing.assert_close(masked[0], part[0])
-    nothing = loss(output, Noised(clean, noise, alphas, "epsilon", 0 * mask))
+    nothing = loss(output, Noised(clean, noise, level, PREDICTIONS["epsilon"], 0 * mask))
     assert torch.equal(nothing, torch.zeros(2))

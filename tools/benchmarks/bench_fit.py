@@ -60,7 +60,7 @@ def main() -> None:
     if options.overhead:
         overhead(backbone, options)
         return
-    size, channels = options.resolution // backbone.size_multiple, backbone.unet.config["in_channels"]  # type: ignore[index,assignment]
+    size, channels = options.resolution // backbone.size_multiple, backbone.network.config["in_channels"]  # type: ignore[index,assignment]
     flops = (1 + BACKWARD) * forward_flops(backbone, size, int(channels)) * options.batch_size
     rate = matrix_rate(device, dtype)
     card = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
@@ -89,7 +89,7 @@ def line(label: str, width: int, seconds: float, flops: float, rate: float, devi
 
 def peft_loop(backbone: Backbone, options: argparse.Namespace, device: torch.device) -> float:
     """Seconds a step (the median) of one adapter added by diffusers and peft, with AdamW and autocast."""
-    unet: Any = backbone.unet
+    unet: Any = backbone.to(device).network  # a Trainer leaves its model on the CPU
     unet.add_adapter(LoraConfig(r=options.rank, lora_alpha=options.rank, target_modules=list(ATTENTION)), "bench")
     parameters = [p for p in unet.parameters() if p.requires_grad]
     for parameter in parameters:
@@ -97,15 +97,15 @@ def peft_loop(backbone: Backbone, options: argparse.Namespace, device: torch.dev
     optimizer = torch.optim.AdamW(parameters, lr=2e-4, weight_decay=1e-2)
     channels, size = unet.config["in_channels"], options.resolution // backbone.size_multiple
     clean, prompt = torch.randn(16, channels, size, size, device=device), backbone.encode_prompt(["a"])
-    alphas = backbone.alphas_cumprod.float().to(device)
+    level = backbone.noise_levels(torch.arange(backbone.num_train_timesteps))
+    levels = torch.stack([torch.as_tensor(level.signal), torch.as_tensor(level.sigma)], 1).float().to(device)
     unet.train()
 
     def step() -> None:
         rows = torch.randint(16, (options.batch_size,), device=device)
         timesteps = torch.randint(1000, (options.batch_size,), device=device)
         noise = torch.randn_like(clean[rows])
-        alpha = alphas[timesteps].view(-1, 1, 1, 1)
-        noisy = alpha.sqrt() * clean[rows] + (1 - alpha).sqrt() * noise
+        noisy = levels[timesteps, 0] * clean[rows] + levels[timesteps, 1] * noise
         with torch.autocast(device.type, torch.bfloat16, enabled=options.precision == "bf16-mixed"):
             prompts = type(prompt)(prompt.tokens.expand(options.batch_size, -1, -1))
             loss = torch.nn.functional.mse_loss(backbone.predict(noisy, timesteps, prompts).float(), noise)

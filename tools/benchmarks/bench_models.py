@@ -9,8 +9,8 @@ import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
 from torch.utils.flop_counter import FlopCounterMode
 
-from diffstyler.backbones import Backbone, Schedule, StableDiffusion, StableDiffusionXL
-from diffstyler.backbones.latent_diffusion import find_sites
+from diffstyler.backbones import Backbone, NoisePrediction, StableDiffusion, StableDiffusionXL
+from diffstyler.backbones.latent_diffusion import LatentDiffusion, find_sites
 from diffstyler.types import PromptEmbeds
 
 SHAPES = {
@@ -41,17 +41,27 @@ class RandomBackbone(Backbone):
     """A UNet of ``shape`` alone: pictures become random latents and prompts random embeddings."""
 
     size_multiple = 8
-    prediction_type = "epsilon"
+    prediction = NoisePrediction()
+    noise_levels = LatentDiffusion.noise_levels
+    sampling_schedule = LatentDiffusion.sampling_schedule
+    recompute_activations = LatentDiffusion.recompute_activations
 
     def __init__(self, shape: str) -> None:
         super().__init__()
         self.shape = SHAPES[shape]
         self.resolution = 8 * self.shape["sample_size"]
-        self.scheduler = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+        self.scheduler = DDIMScheduler(
+            beta_start=0.00085,
+            beta_end=0.012,
+            beta_schedule="scaled_linear",
+            steps_offset=1,
+            set_alpha_to_one=False,
+        )
         self.alphas_cumprod = self.scheduler.alphas_cumprod.double()
+        self.num_train_timesteps = len(self.alphas_cumprod)
 
     def load(self, dtype: torch.dtype = torch.float32) -> RandomBackbone:
-        if "unet" not in self._modules:
+        if not self.is_loaded:
             with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
                 self.unet = UNet2DConditionModel(**self.shape).to(dtype).requires_grad_(False).eval()
             family = StableDiffusionXL if "addition_embed_type" in self.shape else StableDiffusion
@@ -68,9 +78,13 @@ class RandomBackbone(Backbone):
     def text_encoders(self) -> dict[str, torch.nn.Module]:
         return {}
 
-    def sampling_schedule(self, num_inference_steps: int) -> Schedule:
-        timesteps = torch.arange(num_inference_steps).flip(0) * (1000 // num_inference_steps) + 1
-        return Schedule(timesteps, torch.cat([self.alphas_cumprod[timesteps], self.alphas_cumprod[:1]]))
+    @property
+    def is_loaded(self) -> bool:
+        return "unet" in self._modules
+
+    @property
+    def network(self) -> torch.nn.Module:
+        return self.unet
 
     def encode_image(self, pixels: torch.Tensor) -> torch.Tensor:
         return torch.randn(len(pixels), 4, pixels.shape[2] // 8, pixels.shape[3] // 8, device=pixels.device)
@@ -105,7 +119,7 @@ def build(model: str) -> Backbone:
 
 def forward_flops(backbone: Backbone, size: int, channels: int) -> int:
     """Floating-point operations of one row's forward at latents of side ``size``."""
-    device = next(backbone.unet.parameters()).device
+    device = next(backbone.network.parameters()).device
     latents = torch.randn(1, channels, size, size, device=device)
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), counter:

@@ -58,7 +58,7 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = torch.bfloat16 if options.precision == "bf16-mixed" else torch.float32
     backbone = build(options.model).load(dtype).to(device)
-    channels, side = int(backbone.unet.config["in_channels"]), backbone.resolution // backbone.size_multiple  # type: ignore[index,call-overload]
+    channels, side = int(backbone.network.config["in_channels"]), backbone.resolution // backbone.size_multiple  # type: ignore[index,call-overload]
     flops, rate = forward_flops(backbone, side, channels), matrix_rate(device, dtype)
     card = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     facts = [options.model, f"{backbone.resolution} px", f"{options.steps} steps", f"rank {options.rank}"]
@@ -92,7 +92,7 @@ def triple(picture: Path, loras: Sequence[Path]) -> Triple:
 
 def random_lora(backbone: Backbone, folder: Path, rank: int, seed: int) -> Path:
     config = LoraConfig(r=rank, lora_alpha=rank, target_modules=list(ATTENTION))
-    pack = LoRAPack(backbone.unet, config, 1)
+    pack = LoRAPack(backbone.network, config, 1)
     pack.init_slot(0, seed=seed, scale=1.0)
     folder.mkdir()
     save_lora(folder, {"unet": pack.export(0)}, {"unet": config})
