@@ -13,7 +13,7 @@ import lightning
 
 from diffstyler.fit.crops import Crops, FitPicture
 from diffstyler.images import is_picture, load_image, picture_sha256
-from diffstyler.manifests.lora_jobs import ROLES, FitRow, read_fit_manifest
+from diffstyler.manifests.lora_jobs import ROLES, LoRAJobRow, read_lora_jobs
 from diffstyler.manifests.pictures import read_manifest
 from diffstyler.masking import check_prompt
 from diffstyler.masking.prompt_parser import parse_mask_prompt
@@ -25,9 +25,9 @@ class FitData(lightning.LightningDataModule):
 
     Args:
         manifest: CSV, JSON Lines or Parquet with a row for each picture to make; its style (or content) pictures.
-        jobs: CSV or JSON Lines with a row for each LoRA, in place of a manifest or beside it: ``picture`` and, where
-            they differ from the run's, ``role``, ``prompt``, ``seed``, ``steps``, ``learning_rate``, ``rank``,
-            ``alpha``, ``gradient_clip``, ``mask``, ``resolution``, ``crop_size``.
+        jobs: the same with a row for each LoRA, in place of a manifest or beside it: ``picture`` and, where they differ
+            from the run's, ``role``, ``prompt``, ``seed``, ``steps``, ``learning_rate``, ``rank``, ``alpha``,
+            ``gradient_clip``, ``mask``, ``resolution``, ``crop_size``.
         pictures: pictures named one by one, in place of a manifest or beside it.
         role: "style" or "content": which pictures of the manifest.
         prompt: describes the picture; ``{content_prompt}`` stands for that column.
@@ -85,7 +85,7 @@ class FitData(lightning.LightningDataModule):
             sha256 = picture_sha256(load_image(path))
             prompt = self._prompt(content_prompt)
             distinct.setdefault((sha256, mask), FitPicture(path, sha256, prompt, self.seed, self.role, mask=mask))
-        rows = read_fit_manifest(self.jobs) if self.jobs is not None else []
+        rows = read_lora_jobs(self.jobs) if self.jobs is not None else ()
         self.pictures = [*distinct.values(), *map(self._of_row, rows)]
         if self.together is not None:
             self.pictures = [self._set_of(self.pictures, self.together)]
@@ -107,10 +107,9 @@ class FitData(lightning.LightningDataModule):
     def _prompt(self, content_prompt: str) -> str:
         return self.prompt.replace("{content_prompt}", content_prompt).strip(" ,")
 
-    def _of_row(self, row: FitRow) -> FitPicture:
-        own = {name: value for name, value in vars(row).items() if name != "picture" and value is not None}
+    def _of_row(self, row: LoRAJobRow) -> FitPicture:
         run = {"prompt": self._prompt(""), "seed": self.seed, "role": self.role}
-        return FitPicture(row.picture, picture_sha256(load_image(row.picture)), **{**run, **own})
+        return FitPicture(row.picture, picture_sha256(load_image(row.picture)), **{**run, **row.given})  # type: ignore
 
     def train_dataloader(self) -> UntilDone:
         """Step numbers for as long as a LoRA is under way; each LoRA draws its own rows."""
