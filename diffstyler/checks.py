@@ -69,4 +69,4 @@ def _expected(schema: dict) -> str:
     return noun + next((text for text, holds in bounds.items() if holds), "") + below
 
 
-_NOUNS = {"number": "a number", "integer": "an integer", "array": "a list", "boolean": "true or false"}
+_NOUNS = {"number": "a number", "integer": "an integer", "array": "a list of one or more", "boolean": "true or false"}

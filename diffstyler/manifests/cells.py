@@ -32,7 +32,7 @@ class Cells(BaseModel):
     @property
     def given(self) -> dict:
         """The columns that the row gives."""
-        return {name: getattr(self, name) for name in type(self).model_fields if name in self.model_fields_set}
+        return {name: value for name, value in vars(self).items() if name in self.model_fields_set}
 
 
 class Folder:
