@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from functools import cache
 from pathlib import Path
@@ -96,7 +95,7 @@ def plain_text(value: object) -> str:
 
 
 def _number(value: object) -> object:
-    if not _NUMBER.fullmatch(str(value)) or not math.isfinite(float(str(value))):
+    if not _NUMBER.fullmatch(str(value)):
         raise PydanticCustomError("number", "expected a number")
     return value
 

@@ -71,7 +71,7 @@ class RegionCells(Cells):
     prompt: Text | None = None
     negative_prompt: Text | None = None
     strength: Annotated[float, Field(ge=0, le=2), as_number] | None = None
-    guidance_scale: Annotated[float, Field(ge=0), as_number] | None = None
+    guidance_scale: Annotated[float, Field(ge=0, allow_inf_nan=False), as_number] | None = None
     start: Fraction | None = None
     stop: Fraction | None = None
     inject_features: Fraction | None = None
@@ -97,14 +97,15 @@ class PictureCells(Cells):
         """A row without ``regions`` is itself the one region."""
         if "regions" in values:
             return values
-        own = {name: value for name, value in values.items() if name not in REGION_COLUMNS}
-        return {**own, "regions": [{name: values[name] for name in REGION_COLUMNS if name in values}]}
+        own = dict(values)
+        own["regions"] = [{name: own.pop(name) for name in REGION_COLUMNS if name in own}]
+        return own
 
 
 COLUMNS = ("content", *REGION_COLUMNS, "id", "content_prompt", "seed")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class _Row:
     """What one row says; of a wrong one the id alone, and None for each of its regions."""
 

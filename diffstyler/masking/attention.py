@@ -15,6 +15,7 @@ from typing import Annotated
 import torch
 from PIL import Image
 from pydantic import AfterValidator, Field
+from pydantic.dataclasses import dataclass
 from torch import nn
 from torch.nn import functional
 
@@ -32,6 +33,7 @@ def _with_a_place(template: str) -> str:
 
 
 @checked_options
+@dataclass(eq=False)
 class AttentionMasker(Masker):
     """Text by cross-attention, points by self-attention, boxes as they are.
 
