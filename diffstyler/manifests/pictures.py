@@ -13,6 +13,7 @@ from typing import Annotated
 from pydantic import BeforeValidator, Field, model_validator
 
 from diffstyler.checks import shown
+from diffstyler.errors import DiffstylerError
 from diffstyler.manifests.cells import (
     Cells,
     ExistingFile,
@@ -60,7 +61,7 @@ def _id(value: object) -> str:
     if re.fullmatch(r"[\w-][\w.-]*", text) and len(text.encode()) <= MAX_ID_BYTES:
         return text
     expected = f"letters, digits and ._- (at most {MAX_ID_BYTES} bytes, no dot first), as it names files"
-    raise ValueError(f"expected {expected}; got {shown(text)}")
+    raise DiffstylerError(f"expected {expected}; got {shown(text)}")
 
 
 class RegionCells(Cells):

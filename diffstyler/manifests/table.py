@@ -212,5 +212,5 @@ def _unknown(name: str, valid: tuple[str, ...]) -> str:
 def _unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
     if len(values := dict(pairs)) < len(pairs):
         key, count = Counter(key for key, _ in pairs).most_common(1)[0]
-        raise ValueError(f"key {key!r} appears {count} times")
+        raise DiffstylerError(f"key {key!r} appears {count} times")
     return values
