@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import functools
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import torch
 from PIL import Image
+from pydantic import Field, ValidationError
+
+from diffstyler.checks import in_our_words
+from diffstyler.errors import DiffstylerError
 
 if TYPE_CHECKING:
     from diffstyler.backbones import Backbone
 
 
-class NothingFoundError(ValueError):
+Share = Annotated[float, Field(ge=0, le=1, strict=True)]
+
+
+class NothingFoundError(DiffstylerError):
     """The picture does not show what the prompt asks for; the text says how near it came."""
 
 
@@ -58,3 +66,26 @@ class Masker(ABC):
         mask = torch.zeros(picture.height, picture.width)
         mask[y0:y1, x0:x1] = 1
         return mask
+
+
+Kind = TypeVar("Kind", bound=Masker)
+
+
+def checked_options(kind: type[Kind]) -> type[Kind]:
+    """For a masker that is a pydantic dataclass, so that its fields are its options, checked by their types.
+
+    Its constructor's DiffstylerError names each wrong option as ``masker.<name>``, what was expected and what came.
+    """
+    construct = kind.__init__
+
+    @functools.wraps(construct)
+    def init(self: Kind, *args: object, **options: object) -> None:
+        try:
+            construct(self, *args, **options)
+        except ValidationError as error:
+            problems = [(".".join(map(str, e["loc"])), e) for e in error.errors(include_url=False)]
+            texts = [f"{f'masker.{name}: ' if name else ''}{in_our_words(e, kind)}" for name, e in problems]
+            raise DiffstylerError("\n".join(texts)) from error
+
+    kind.__init__ = init
+    return kind
