@@ -1,0 +1,47 @@
+"""The documents' code runs, and the names they speak of are there."""
+
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from diffstyler.errors import DiffstylerError
+from diffstyler.masking import find_masks
+from diffstyler.masking.prompt_parser import parse_mask_prompt
+
+ROOT = Path(__file__).parents[1]
+DOCS = sorted((ROOT / "docs").glob("*.md"))
+
+
+def test_the_masker_of_the_guide_finds_masks(tmp_path, monkeypatch):
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/adding-a-masker.md").read_text(), re.DOTALL)
+    (tmp_path / "luminance.py").write_text(code)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    kind = importlib.import_module("luminance").LuminanceMasker
+    picture = Image.new("RGB", (8, 6), "black")
+    picture.paste("white", (0, 0, 4, 6))
+    left = torch.zeros(6, 8)
+    left[:, :4] = 1
+    prompts = ["light", "not light", "point: 6,3", "point: 1,1 not 6,3"]
+    masks = find_masks(kind(threshold=0.9), picture, [parse_mask_prompt(prompt) for prompt in prompts])
+    assert [mask.tolist() for mask in masks] == [mask.tolist() for mask in (left, 1 - left, 1 - left, left)]
+    with pytest.raises(DiffstylerError, match=r"masker\.threshold"):
+        kind(threshold=2.0)
+    with pytest.raises(DiffstylerError, match="knows 'light' and 'dark' alone"):
+        find_masks(kind(), picture, [parse_mask_prompt("the sky")])
+
+
+@pytest.mark.parametrize("document", DOCS, ids=lambda path: path.name)
+def test_files_and_names_that_documents_speak_of_are_there(document):
+    text = document.read_text()
+    for path in re.findall(r"`([\w/]+(?:\.py|\.yaml|\.toml|/))`", text):
+        assert any((base / path).exists() for base in (ROOT, ROOT / "diffstyler", document.parent)), path
+    for room, name in re.findall(r"`((?:[a-z_]+\.)+)([A-Za-z_]\w*)\b[^`/]*`", text):
+        module = room.rstrip(".")
+        if name != "py" and (ROOT / "diffstyler" / f"{module.replace('.', '/')}.py").is_file():
+            assert hasattr(importlib.import_module(f"diffstyler.{module}"), name), f"{room}{name}"
+    for link in re.findall(r"\]\(([\w./-]+)(?:#[\w-]+)?\)", text):
+        assert (document.parent / link).exists(), link
