@@ -2,15 +2,22 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+OLDEST := .venv-oldest
 DEMO ?= demo
+# tests that need no whole runs of fit, and no extra
+FAST := $(addprefix tests/,adapters backbones cli diffusion manifests masking memory) --ignore tests/masking/test_fastsam.py
 
-.PHONY: demo test lint format wheel clean
+.PHONY: demo test test-oldest lint format wheel clean
 
 demo: $(VENV)/.installed
 	$(BIN)/diffstyler demo --output_dir $(DEMO)
 
 test: $(VENV)/.installed-dev lint
 	$(BIN)/python -m pytest
+
+# the oldest libraries that pyproject.toml names, without any extra; what these warn of was mended in newer ones
+test-oldest: $(OLDEST)/.installed
+	$(OLDEST)/bin/python -m pytest -o filterwarnings=default $(FAST)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
@@ -36,5 +43,12 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --editable '.[all,dev]'
 	touch $@
 
+$(OLDEST)/.installed: $(VENV)/.installed-dev
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(OLDEST)
+	$(BIN)/uv pip install --quiet --python $(OLDEST)/bin/python --resolution lowest-direct --editable .
+	$(OLDEST)/bin/python -c 'import diffstyler; from diffstyler import LoRAFinetuner, Stylizer, fit, stylize'
+	$(BIN)/uv pip install --quiet --python $(OLDEST)/bin/python --editable '.[test]'
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(DEMO) dist build
+	rm -rf $(VENV) $(OLDEST) $(DEMO) dist build
