@@ -66,6 +66,7 @@ def finetune(
     prompt="painting of <sss>",
     deterministic=False,
     together=None,
+    flags=None,
     **settings,
 ):
     settings = {"rank": 4, "preview_steps": 0, "batch_size": 2, **settings}
@@ -83,7 +84,6 @@ def finetune(
     trainer = lightning.Trainer(
         accelerator="cpu",
         max_steps=steps,
-        max_epochs=1,
         precision=precision,
         deterministic=deterministic,
         logger=False,
@@ -91,6 +91,7 @@ def finetune(
         enable_model_summary=False,
         enable_progress_bar=False,
         callbacks=list(callbacks),
+        **(flags or {}),
     )
     try:
         trainer.fit(module, datamodule=data)
