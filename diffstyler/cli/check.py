@@ -80,7 +80,7 @@ def check_predict(stylizer: Stylizer, data: PredictData, trainer: lightning.Trai
 
     def loras() -> str:
         stylizer.setup("predict")
-        return f"{stylizer.shelf.count} found, and all mask prompts can be read"
+        return f"{len(stylizer.adapters.outlines)} found, and all mask prompts can be read"
 
     found = [_attempt("model", lambda: _model(stylizer)), _attempt("manifest", rows)]
     if not any(finding.problem for finding in found):

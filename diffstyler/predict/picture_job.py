@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import torch
 from PIL import Image
@@ -45,13 +44,13 @@ class Style:
     def request(self) -> dict:
         """What determines this region's share of the picture."""
         files = [file_sha256(node.path) for node in self.mask_prompt.walk() if isinstance(node, File)]
-        hashes = {"style": style_sha256(self.region.style), "lora": self.adapter.sha256, "mask_files": files}
+        hashes = {"style": self.adapter.picture, "lora": self.adapter.sha256, "mask_files": files}
         return {**asdict(self.region), **hashes, **self.settled}
 
     def describe(self) -> dict:
-        picture = {"path": str(self.region.style)}
+        picture: dict[str, str | None] = {"path": str(self.region.style)}
         if is_picture(self.region.style):
-            picture["sha256"] = file_sha256(self.region.style)
+            picture["sha256"] = self.adapter.picture
         described = {key: value for key, value in asdict(self.region).items() if key != "style"}
         lora = {"path": str(self.adapter.path), "sha256": self.adapter.sha256}
         return {**described, **self.settled, "style": picture, "lora": lora}
@@ -86,14 +85,3 @@ class Work:
                 "settings": self.settings,
             }
         )
-
-
-def style_picture(style: Path) -> Path:
-    """The picture itself, or the thumbnail in a LoRA's folder."""
-    return style if is_picture(style) else (style if style.is_dir() else style.parent) / "thumbnail.png"
-
-
-def style_sha256(style: Path) -> str | None:
-    """Of the picture that the initial latents may take statistics from."""
-    picture = style_picture(style)
-    return file_sha256(picture) if picture.is_file() else None

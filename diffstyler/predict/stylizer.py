@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
@@ -27,14 +27,20 @@ from diffstyler.masking import AttentionMasker, Masker, check_masks, find_masks
 from diffstyler.masking.prompt import Everything
 from diffstyler.memory.forecast import PredictForecast, forecast_predict
 from diffstyler.memory.plan import GIB, PredictPlan, largest_of, plan_predict
-from diffstyler.predict.adapter_cache import AdapterShelf
-from diffstyler.predict.adapter_resolver import AdapterFile
+from diffstyler.predict.adapter_cache import AdapterCache
+from diffstyler.predict.adapter_resolver import (
+    AdapterFile,
+    ContentLoRA,
+    fit_options_of,
+    resolve_adapters,
+    style_picture,
+)
 from diffstyler.predict.inverter import TrajectoryCache
-from diffstyler.predict.picture_job import Style, Work, style_picture
+from diffstyler.predict.picture_job import Style, Work
 from diffstyler.predict.sidecar import finish
 from diffstyler.predict.writer import StylizationWriter
 from diffstyler.provenance import describe
-from diffstyler.types import Failed, PromptEmbeds, StyleRegion, Stylized, Trajectory, Triple
+from diffstyler.types import Failed, StyleRegion, Stylized, Trajectory, Triple
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +48,7 @@ log = logging.getLogger(__name__)
 class TriplesToMake(Protocol):
     """What the stylizer reads from the data module."""
 
+    manifest: Path | None
     triples: Sequence[Triple]
     batch_size: int
 
@@ -96,7 +103,7 @@ class Stylizer(lightning.LightningModule):
         prompt: str = "{lora_prompt}, {content_prompt}",
         injection: Injection | None = None,
         initial: InitialLatents | None = None,
-        content_lora: Literal["found", "required", "off"] = "found",
+        content_lora: ContentLoRA = "found",
         on_partial_lora: Literal["error", "warn"] = "error",
         masker: Masker | None = None,
         on_empty_mask: Literal["error", "skip", "whole"] = "error",
@@ -115,7 +122,8 @@ class Stylizer(lightning.LightningModule):
         if not 0 <= feather <= 0.5:
             raise ValueError(f"model.feather: expected a fraction of the short side in 0 … 0.5, got {feather}")
         self.backbone = backbone if backbone is not None else StableDiffusion()
-        self.shelf = AdapterShelf(LoRALibrary(lora_dir), self.backbone, allow_partial=on_partial_lora == "warn")
+        self.library = LoRALibrary(lora_dir)
+        self.allow_partial = on_partial_lora == "warn"
         self.writer = StylizationWriter(output_dir) if output_dir is not None else None
         self.cache = TrajectoryCache(cache_dir)
         self.num_inference_steps = num_inference_steps
@@ -126,7 +134,7 @@ class Stylizer(lightning.LightningModule):
         self.prompt = prompt
         self.injection = injection if injection is not None else CrossLoRAInjection()
         self.initial = initial if initial is not None else FromContentAdaIN()
-        self.content_lora: Literal["found", "required", "off"] = content_lora
+        self.content_lora: ContentLoRA = content_lora
         self.masker = masker if masker is not None else AttentionMasker()
         self.on_empty_mask = on_empty_mask
         self.feather = feather
@@ -136,14 +144,14 @@ class Stylizer(lightning.LightningModule):
         self.rows_per_call = rows_per_call
         self.max_memory = max_memory
         self.plan: PredictPlan | None = None
-        self._prompts: dict[tuple[str, str | None, float], PromptEmbeds] = {}
 
     # ---- the method
 
-    def predict_step(self, batch: list[Triple], batch_idx: int) -> list[Stylized | Failed]:
+    def predict_step(self, batch: Iterable[Triple], batch_idx: int) -> list[Stylized | Failed]:
         """Pictures of one batch: those of equal size are made together."""
         if self.trainer.received_sigterm:
             raise SIGTERMException
+        torch.set_default_dtype(torch.float32)  # masks and pixels; Lightning sets it back
         outcomes: list[Stylized | Failed] = []
         works = []
         for triple in batch:
@@ -173,10 +181,10 @@ class Stylizer(lightning.LightningModule):
         """the method, for pictures of equal size."""
         started = time.perf_counter()
         adapters = [adapter for work in works for adapter in (work.content_adapter, *(s.adapter for s in work.styles))]
-        self.shelf.load({adapter.path for adapter in adapters if adapter}, self.device)
+        self.adapter_cache.load(adapters, self.device)
         denoiser = Denoiser(
             self.backbone,
-            self.shelf.pack,
+            self.adapter_cache.pack,
             rows_per_call=self.rows_per_call,
             max_rows=self.plan.rows if self.plan else None,
             plain_sites=self.injection.plain_self_attention_at_sites,
@@ -187,7 +195,7 @@ class Stylizer(lightning.LightningModule):
             for work in works
         ]
         canvases = [self._canvas(denoiser, w, content) for w, content in zip(works, contents, strict=True)]
-        latents = denoise(denoiser, canvases, schedule, self._embed(""), self.fusion)
+        latents = denoise(denoiser, canvases, schedule, self.adapter_cache.embed(""), self.fusion)
         pictures = [self.backbone.decode_latents(x_0[None])[0] for x_0 in latents]
         seconds = (time.perf_counter() - started) / len(works)
         return [
@@ -215,7 +223,7 @@ class Stylizer(lightning.LightningModule):
             z_0 = self.backbone.encode_image(pixels[None].to(self.device))[0]
             known = invert(
                 denoiser,
-                [Clean(z_0, self._embed("", adapter), self.shelf.slot(adapter))],
+                [Clean(z_0, self.adapter_cache.embed("", adapter), self.adapter_cache.slot(adapter))],
                 self.backbone.sampling_schedule(steps),
                 refinements=self.inversion_refinements,
             )[0]
@@ -233,16 +241,16 @@ class Stylizer(lightning.LightningModule):
         x_T = initial_latents(z_T, starts, [region.mask for _, region in first])
         if self.fusion.outside is not None:
             regions = [self._outside(self.fusion.outside), *regions]
-        source_prompt = self._embed("", work.content_adapter)
-        return Canvas(x_T, content, tuple(regions), self.shelf.slot(work.content_adapter), source_prompt)
+        source_prompt = self.adapter_cache.embed("", work.content_adapter)
+        return Canvas(x_T, content, tuple(regions), self.adapter_cache.slot(work.content_adapter), source_prompt)
 
     def _region(self, style: Style, latents: torch.Tensor) -> Region:
         mask, adapter, strength = style.mask, style.adapter, style.region.strength
         return Region(
-            slot=self.shelf.slot(adapter),
-            prompt=self._embed(style.prompt, adapter, strength),
-            negative_prompt=self._embed(style.negative_prompt, adapter, strength),
-            source_prompt=self._embed("", adapter, strength),
+            slot=self.adapter_cache.slot(adapter),
+            prompt=self.adapter_cache.embed(style.prompt, adapter, strength),
+            negative_prompt=self.adapter_cache.embed(style.negative_prompt, adapter, strength),
+            source_prompt=self.adapter_cache.embed("", adapter, strength),
             guidance_scale=style.guidance_scale,
             strength=strength,
             mask=None
@@ -255,7 +263,7 @@ class Stylizer(lightning.LightningModule):
 
     def _outside(self, injection: Injection) -> Region:
         """What no mask covers, by the base model."""
-        nothing, negative = self._embed(""), self._embed(self.negative_prompt)
+        nothing, negative = self.adapter_cache.embed(""), self.adapter_cache.embed(self.negative_prompt)
         return Region(None, nothing, negative, self.guidance_scale, injection=injection)
 
     def _invert_style(self, denoiser: Denoiser, work: Work, style: Style) -> torch.Tensor | None:
@@ -284,7 +292,14 @@ class Stylizer(lightning.LightningModule):
                         f"{path}: model.initial {type(self.initial).__name__} inverts the style picture, and this LoRA "
                         "has none beside it; name the picture, or set model.initial to FromContent"
                     )
-        self.shelf.find(triples, self.content_lora, getattr(self._data, "manifest", None))
+        self.adapters = resolve_adapters(
+            triples,
+            self.library,
+            model=self.backbone.fingerprint(),
+            content_lora=self.content_lora,
+            allow_partial=self.allow_partial,
+            fit_options=fit_options_of(self.backbone, str(self.trainer.precision), self._data.manifest),
+        )
 
     def configure_model(self) -> None:
         if not self.backbone.is_loaded:
@@ -314,7 +329,7 @@ class Stylizer(lightning.LightningModule):
         """
         contents = [triple.content for triple in self._data.triples]
         return forecast_predict(
-            self.backbone, largest_of(contents, self.resolution), self.base_dtype, self.shelf.config
+            self.backbone, largest_of(contents, self.resolution), self.base_dtype, self.adapters.config
         )
 
     @property
@@ -325,11 +340,13 @@ class Stylizer(lightning.LightningModule):
     @property
     def base_dtype(self) -> torch.dtype:
         """Of the frozen weights, by the Trainer's precision."""
-        dtypes = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16, "64-true": torch.float64}
-        return dtypes.get(str(self.trainer.precision), torch.float32)
+        bits, _, _ = str(self.trainer.precision).partition("-")
+        return {"bf16": torch.bfloat16, "16": torch.float16, "64": torch.float64}.get(bits, torch.float32)
 
-    def transfer_batch_to_device(self, batch: list[Triple], device: torch.device, dataloader_idx: int) -> list[Triple]:
-        return batch  # paths and words: the pictures go to the device when they are read
+    def to(self, *args: object, **kwargs: object) -> Stylizer:
+        """To a device. Each part of the backbone has its dtype, by the Trainer's precision, since it was loaded."""
+        device = torch._C._nn._parse_to(*args, **kwargs)[0]  # type: ignore[attr-defined]
+        return self if device is None else super().to(device)
 
     def configure_callbacks(self) -> list[lightning.Callback]:
         return [self.writer] if self.writer is not None else []
@@ -339,7 +356,7 @@ class Stylizer(lightning.LightningModule):
         ForeignLoRAError: a LoRA does not match the model.
         ValueError: the inversion's grid does not hold the sampling grid's timesteps.
         """
-        self.shelf.match()
+        self.adapter_cache = AdapterCache(self.adapters, self.backbone, allow_partial=self.allow_partial)
         grids = [self.backbone.sampling_schedule(n) for n in (self.num_inference_steps, self._inversion_steps)]
         sampling, inversion = (set(grid.timesteps.tolist()) for grid in grids)
         if not sampling <= inversion:
@@ -351,7 +368,7 @@ class Stylizer(lightning.LightningModule):
         self.masker.setup(self.backbone)
 
     def on_predict_end(self) -> None:
-        self.shelf.close()
+        self.adapter_cache.close()
 
     def _prepare(self, triple: Triple) -> Work:
         """Read the content and settle every setting of one picture."""
@@ -359,10 +376,10 @@ class Stylizer(lightning.LightningModule):
         size = fit_size(image.size, self.resolution or self.backbone.resolution, self.backbone.size_multiple)
         sha256 = picture_sha256(image)
         styles = tuple(self._style(triple, region) for region in triple.regions)
-        return Work(triple, image, size, sha256, self.shelf.content(sha256), styles, self._settings(styles))
+        return Work(triple, image, size, sha256, self.adapters.content(sha256), styles, self._settings(styles))
 
     def _style(self, triple: Triple, region: StyleRegion) -> Style:
-        adapter = self.shelf.style(region.style, region.style_mask)
+        adapter = self.adapters.style(region)
         prompt = region.prompt
         if prompt is None:
             prompt = self.prompt.replace("{lora_prompt}", adapter.prompt).replace(
@@ -414,15 +431,6 @@ class Stylizer(lightning.LightningModule):
     @property
     def _inversion_steps(self) -> int:
         return self.inversion_steps or self.num_inference_steps
-
-    def _embed(self, prompt: str, adapter: AdapterFile | None = None, strength: float = 1.0) -> PromptEmbeds:
-        """One prompt's conditioning under an adapter; without a text-encoder part, or at strength 0, the base's."""
-        acts = strength != 0 and self.shelf.changes_text(adapter)
-        key = (prompt, adapter.sha256, strength) if acts and adapter else (prompt, None, 1.0)
-        if key not in self._prompts:
-            with self.shelf.encoding(adapter if acts else None, strength):
-                self._prompts[key] = self.backbone.encode_prompt([prompt])
-        return self._prompts[key]
 
     @property
     def _data(self) -> TriplesToMake:
