@@ -1,13 +1,15 @@
-"""One picture to fit -> the training crops that its latents are made of."""
+"""Pictures to fit -> the training crops that their latents are made of."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch.nn import functional
 
+from diffstyler.errors import DiffstylerError
 from diffstyler.images import fit_size, load_image, to_tensor
 
 MIN_SHARE = 0.5  # a crop holds at least this share of the mask that the picture holds on average
@@ -43,99 +45,67 @@ class Crops:
         for name in ("resolution", "crop_size", "count"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise ValueError(f"crops.{name}: expected a positive number, got {value}")
+                raise DiffstylerError(f"crops.{name}: expected a positive number, got {value}")
 
     def settled(self, rows: int) -> Crops:
         """The same for a fit of so many training rows, its ``count`` a number."""
         return replace(self, count=self.count or min(max(rows // ROWS_A_CROP, 1), MOST_CROPS))
 
     def side(self, resolution: int, multiple: int) -> int:
-        """Of the crops, in pixels: the same for every picture. Arguments as in :meth:`FitPicture.crops`."""
+        """Of the crops, in pixels: the same for every picture. Arguments as of :func:`take_crops`."""
         short, _ = fit_size((1, 1), self.resolution or resolution, multiple)
         return min((self.crop_size or self.resolution or resolution) // multiple * multiple or multiple, short)
 
 
-@dataclass(frozen=True)
-class FitPicture:
-    """A picture that gets a LoRA: ``sha256`` identifies its pixels, ``prompt`` describes it, ``seed`` fixes the fit.
+def take_crops(
+    paths: Sequence[Path],
+    crops: Crops,
+    seed: int,
+    *,
+    resolution: int,
+    multiple: int,
+    mask: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Square crops (count, 3, S, S) in [-1, 1], S a multiple of ``multiple`` pixels; the same for the same seed.
 
-    ``mask`` is a mask prompt: only this part of the picture is learned. ``role`` is "style" or "content". ``others``
-    are more pictures of the same LoRA, called ``name``; ``sha256`` is then of all of them. What is left are this
-    LoRA's own settings, None = the run's.
+    Args:
+        paths: of several pictures, ``crops.count`` from each.
+        crops: how to crop.
+        seed: of places and order.
+        resolution: what ``crops.resolution`` = None stands for.
+        multiple: of the model.
+        mask: (H, W) in [0, 1] at the only picture's size: this part of it is to be learned.
+
+    Returns:
+        The crops, and the mask's (count, 1, S, S), each of which holds some of it; None without a mask.
     """
+    assert mask is None or len(paths) == 1, "a mask belongs to one picture"
+    taken = torch.cat([_crops_of(path, crops, seed, resolution, multiple, mask) for path in paths])
+    return taken[:, :3], taken[:, 3:] if mask is not None else None
 
-    path: Path
-    sha256: str
-    prompt: str
-    seed: int
-    role: str = "style"
-    steps: int | None = None
-    learning_rate: float | None = None
-    rank: int | None = None
-    alpha: int | None = None
-    gradient_clip: float | None = None
-    mask: str = "everything"
-    resolution: int | None = None
-    crop_size: int | None = None
-    name: str | None = None
-    others: tuple[Path, ...] = ()
 
-    @property
-    def paths(self) -> tuple[Path, ...]:
-        return (self.path, *self.others)
-
-    @property
-    def label(self) -> str:
-        """What the LoRA is called."""
-        return self.name or self.path.stem
-
-    def own_crops(self, run: Crops) -> Crops:
-        """How crops are taken from this picture, where ``run`` says how they are taken from all."""
-        return replace(run, resolution=self.resolution or run.resolution, crop_size=self.crop_size or run.crop_size)
-
-    def crops(
-        self, settings: Crops, *, resolution: int, multiple: int, mask: torch.Tensor | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Square crops (count, 3, S, S) in [-1, 1], S a multiple of ``multiple`` pixels; the same for the same seed.
-
-        Of several pictures, ``count`` from each.
-
-        Args:
-            settings: how to crop.
-            resolution: what ``settings.resolution`` = None stands for.
-            multiple: of the model.
-            mask: (H, W) in [0, 1] at the picture's size: only this part of it is to be learned.
-
-        Returns:
-            The crops, and the mask's (count, 1, S, S), each of which holds some of it; None without a mask.
-        """
-        assert mask is None or not self.others, "a mask belongs to one picture"
-        parts = [self._crops_of(path, settings, resolution, multiple, mask) for path in self.paths]
-        crops = torch.cat(parts)
-        return crops[:, :3], crops[:, 3:] if mask is not None else None
-
-    def _crops_of(
-        self, path: Path, settings: Crops, resolution: int, multiple: int, mask: torch.Tensor | None
-    ) -> torch.Tensor:
-        """(count, 3, S, S), or (count, 4, S, S) with the mask's crops."""
-        image = load_image(path)
-        pixels = to_tensor(image, fit_size(image.size, settings.resolution or resolution, multiple))
-        side = settings.side(resolution, multiple)
-        generator = torch.Generator().manual_seed(self.seed)
-        if mask is not None:
-            mask = functional.interpolate(mask[None, None], pixels.shape[1:], mode="area")[0]
-            pixels = torch.cat([pixels, mask])
-        crops: list[torch.Tensor] = []
-        count = settings.count or MOST_CROPS
-        for _ in range(MAX_TRIES * count):
-            y, x = (_randint(length - side + 1, generator) for length in pixels.shape[1:])
-            crop = pixels[:, y : y + side, x : x + side]
-            if mask is None or crop[3].mean() >= MIN_SHARE * mask.mean():
-                crops.append(crop.flip(-1) if settings.flip and len(crops) % 2 else crop)
-            if len(crops) == count:
-                break
-        assert crops, "some place holds at least the mean"
-        return torch.stack(crops)
+def _crops_of(
+    path: Path, crops: Crops, seed: int, resolution: int, multiple: int, mask: torch.Tensor | None
+) -> torch.Tensor:
+    """(count, 3, S, S), or (count, 4, S, S) with the mask's crops."""
+    image = load_image(path)
+    pixels = to_tensor(image, fit_size(image.size, crops.resolution or resolution, multiple))
+    side = crops.side(resolution, multiple)
+    generator = torch.Generator().manual_seed(seed)
+    if mask is not None:
+        mask = functional.interpolate(mask[None, None], pixels.shape[1:], mode="area")[0]
+        pixels = torch.cat([pixels, mask])
+    taken: list[torch.Tensor] = []
+    count = crops.count or MOST_CROPS
+    for _ in range(MAX_TRIES * count):
+        y, x = (_randint(length - side + 1, generator) for length in pixels.shape[1:])
+        crop = pixels[:, y : y + side, x : x + side]
+        if mask is None or crop[3].mean() >= MIN_SHARE * mask.mean():
+            taken.append(crop.flip(-1) if crops.flip and len(taken) % 2 else crop)
+        if len(taken) == count:
+            break
+    assert taken, "some place holds at least the mean"
+    return torch.stack(taken)
 
 
 def _randint(high: int, generator: torch.Generator) -> int:

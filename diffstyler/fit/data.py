@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
+import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Literal, Protocol
 
 import lightning
 
-from diffstyler.fit.crops import Crops, FitPicture
+from diffstyler.errors import DiffstylerError
+from diffstyler.fit.bench import FitBatch, FitBench
+from diffstyler.fit.crops import Crops
+from diffstyler.fit.jobs import FitPicture
 from diffstyler.images import is_picture, load_image, picture_sha256
-from diffstyler.manifests.lora_jobs import ROLES, FitRow, read_fit_manifest
+from diffstyler.manifests.lora_jobs import ROLES, read_lora_jobs
 from diffstyler.manifests.pictures import read_manifest
 from diffstyler.masking import check_prompt
 from diffstyler.masking.prompt_parser import parse_mask_prompt
@@ -25,7 +27,7 @@ class FitData(lightning.LightningDataModule):
 
     Args:
         manifest: CSV, JSON Lines or Parquet with a row for each picture to make; its style (or content) pictures.
-        jobs: CSV or JSON Lines with a row for each LoRA, in place of a manifest or beside it: ``picture`` and, where
+        jobs: CSV, JSON Lines or Parquet with a row for each LoRA, in place of a manifest or beside it: ``picture`` and, where
             they differ from the run's, ``role``, ``prompt``, ``seed``, ``steps``, ``learning_rate``, ``rank``,
             ``alpha``, ``gradient_clip``, ``mask``, ``resolution``, ``crop_size``.
         pictures: pictures named one by one, in place of a manifest or beside it.
@@ -52,13 +54,13 @@ class FitData(lightning.LightningDataModule):
     ) -> None:
         super().__init__()
         if role not in ROLES:
-            raise ValueError(f"data.role: expected 'style' or 'content', got '{role}'")
+            raise DiffstylerError(f"data.role: expected 'style' or 'content', got '{role}'")
         if pack_size != "auto" and pack_size < 1:
-            raise ValueError(f"data.pack_size: expected at least 1 or 'auto', got {pack_size}")
+            raise DiffstylerError(f"data.pack_size: expected at least 1 or 'auto', got {pack_size}")
         if together is not None and (jobs is not None or not together):
-            raise ValueError("data.together: expected a name, and no data.jobs, each row of which is a LoRA of its own")
+            raise DiffstylerError("data.together: expected a name, and no data.jobs, each row of which is a LoRA of its own")
         if manifest is None and jobs is None and not pictures:
-            raise ValueError("nothing to fit: expected data.manifest, data.jobs or data.pictures")
+            raise DiffstylerError("nothing to fit: expected data.manifest, data.jobs or data.pictures")
         self.manifest = manifest
         self.jobs = jobs
         self.paths = pictures
@@ -72,70 +74,72 @@ class FitData(lightning.LightningDataModule):
 
     def setup(self, stage: str) -> None:
         """Read the manifest and find the distinct pictures, by their pixels."""
-        named = [(path, "", "everything") for path in self.paths]
+        named = [(path, {"prompt": self.run_prompt, "mask": "everything"}) for path in self.paths]
         if self.manifest is not None:
             named += [pair for triple in read_manifest(self.manifest) for pair in self._of(triple)]
         distinct: dict[tuple[str, str], FitPicture] = {}
         seen: set[tuple[Path, str]] = set()
-        for path, content_prompt, mask in named:
-            if (path.resolve(), mask) in seen:
+        for path, given in named:
+            if (path.resolve(), given["mask"]) in seen:
                 continue
-            seen.add((path.resolve(), mask))
-            check_prompt(parse_mask_prompt(mask), path)
-            sha256 = picture_sha256(load_image(path))
-            prompt = self._prompt(content_prompt)
-            distinct.setdefault((sha256, mask), FitPicture(path, sha256, prompt, self.seed, self.role, mask=mask))
-        rows = read_fit_manifest(self.jobs) if self.jobs is not None else []
-        self.pictures = [*distinct.values(), *map(self._of_row, rows)]
+            seen.add((path.resolve(), given["mask"]))
+            check_prompt(parse_mask_prompt(given["mask"]), path)
+            picture = FitPicture((path,), picture_sha256(load_image(path)), path.stem, given)
+            distinct.setdefault((picture.sha256, given["mask"]), picture)
+        rows = read_lora_jobs(self.jobs) if self.jobs is not None else ()
+        listed = [FitPicture((r.picture,), picture_sha256(load_image(r.picture)), r.picture.stem, r.given) for r in rows]
+        self.pictures = [*distinct.values(), *listed]
         if self.together is not None:
             self.pictures = [self._set_of(self.pictures, self.together)]
+
+    @property
+    def run_prompt(self) -> str:
+        """Of a picture without a content prompt."""
+        return self._prompt("")
 
     def _set_of(self, pictures: Sequence[FitPicture], name: str) -> FitPicture:
         """All pictures as those of one LoRA, whatever their order."""
         for picture in pictures:
-            if picture.mask != "everything":
-                raise ValueError(
-                    f"data.together: a LoRA of several pictures learns all of each; {picture.path} has a mask"
+            if picture.given["mask"] != "everything":
+                raise DiffstylerError(
+                    f"data.together: a LoRA of several pictures learns all of each; {picture.paths[0]} has a mask"
                 )
-        first, *others = sorted(pictures, key=lambda picture: picture.sha256)
-        if not others:
-            return replace(first, name=name, prompt=self._prompt(""))
-        sha256 = hashlib.sha256("".join(picture.sha256 for picture in (first, *others)).encode()).hexdigest()
-        paths = tuple(picture.path for picture in others)
-        return FitPicture(first.path, sha256, self._prompt(""), self.seed, self.role, name=name, others=paths)
+        pictures = sorted(pictures, key=lambda picture: picture.sha256)
+        sha256 = pictures[0].sha256
+        if len(pictures) > 1:
+            sha256 = hashlib.sha256("".join(picture.sha256 for picture in pictures).encode()).hexdigest()
+        return FitPicture(tuple(path for picture in pictures for path in picture.paths), sha256, name)
 
     def _prompt(self, content_prompt: str) -> str:
         return self.prompt.replace("{content_prompt}", content_prompt).strip(" ,")
 
-    def _of_row(self, row: FitRow) -> FitPicture:
-        own = {name: value for name, value in vars(row).items() if name != "picture" and value is not None}
-        run = {"prompt": self._prompt(""), "seed": self.seed, "role": self.role}
-        return FitPicture(row.picture, picture_sha256(load_image(row.picture)), **{**run, **own})
-
-    def train_dataloader(self) -> UntilDone:
-        """Step numbers for as long as a LoRA is under way; each LoRA draws its own rows."""
-        return UntilDone(self.trainer.lightning_module)  # type: ignore[union-attr]
-
-    def _of(self, triple: Triple) -> list[tuple[Path, str, str]]:
-        """Each picture of a row with the content's prompt, and the part of the picture that is to be learned."""
+    def _of(self, triple: Triple) -> list[tuple[Path, dict[str, str]]]:
+        """Each picture of a row, and what its LoRA has of its own: the prompt, and the part that is to be learned."""
+        prompt = self._prompt(triple.content_prompt)
         if self.role == "content":
-            return [(triple.content, triple.content_prompt, "everything")]
+            return [(triple.content, {"prompt": prompt, "mask": "everything"})]
         styles = [region for region in triple.regions if is_picture(region.style)]
-        return [(region.style, triple.content_prompt, region.style_mask) for region in styles]
+        return [(region.style, {"prompt": prompt, "mask": region.style_mask}) for region in styles]
+
+    def train_dataloader(self) -> Draws:
+        return Draws(self.trainer.lightning_module)  # type: ignore[union-attr, arg-type]
 
 
-class Worker(Protocol):
-    """Something that knows whether it has more to do."""
-
-    @property
-    def has_work(self) -> bool: ...
+class HasBench(Protocol):
+    bench: FitBench | None
 
 
-class UntilDone:
-    """A data loader of step numbers that ends when the worker has nothing left to do."""
+class Draws:
+    """The batches of a fit, each drawn when the step before it is done."""
 
-    def __init__(self, worker: Worker) -> None:
-        self.worker = worker
+    def __init__(self, finetuner: HasBench) -> None:
+        self.finetuner = finetuner
 
-    def __iter__(self) -> Iterator[int]:
-        return itertools.takewhile(lambda _: self.worker.has_work, itertools.count())
+    def __iter__(self) -> Iterator[FitBatch]:
+        bench = self.finetuner.bench
+        while bench is not None and bench.refill():
+            yield bench.draw()
+
+    def __len__(self) -> int:
+        """No one knows; but of data without a length Lightning takes a batch before the step that it depends on."""
+        return sys.maxsize

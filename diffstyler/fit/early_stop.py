@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from diffstyler.errors import DiffstylerError
+
 
 @dataclass(frozen=True)
 class EarlyStop:
@@ -30,10 +32,10 @@ class EarlyStop:
     def __post_init__(self) -> None:
         for name in ("every", "rows", "patience"):
             if getattr(self, name) < 1:
-                raise ValueError(f"early_stop.{name}: expected at least 1, got {getattr(self, name)}")
+                raise DiffstylerError(f"early_stop.{name}: expected at least 1, got {getattr(self, name)}")
         for name in ("smoothing", "improvement"):
             if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"early_stop.{name}: expected a fraction in 0 … below 1, got {getattr(self, name)}")
+                raise DiffstylerError(f"early_stop.{name}: expected a fraction in 0 … below 1, got {getattr(self, name)}")
 
     def stops(self, losses: Sequence[float]) -> bool:
         """Whether a LoRA with these held-out losses, the latest last, is done."""

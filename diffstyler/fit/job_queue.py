@@ -60,7 +60,7 @@ class FailureLog:
                 self.path.unlink(missing_ok=True)
 
 
-class Farm:
+class JobQueue:
     """The jobs of one run: each is claimed, then finished, failed or left to others.
 
     Args:
@@ -78,7 +78,7 @@ class Farm:
         self._finished: dict[str, FittedLoRA] = there
         waiting = [job for job in self.jobs.values() if job.identity.key not in there]
         #: neither finished, failed nor claimed here; the longest first
-        self.waiting = sorted(waiting, key=lambda job: -job.steps)
+        self.waiting = sorted(waiting, key=lambda job: -job.settings.steps)
         self._locks: dict[str, FileLock] = {}
 
     @property
@@ -129,7 +129,7 @@ class Farm:
     def fail(self, job: FitJob, reason: str) -> None:
         """Give a claimed job up: no process of this run tries it again."""
         identity = job.identity
-        self.failures.add(Failure(identity.key, identity.role, str(job.picture.path), reason))
+        self.failures.add(Failure(identity.key, identity.role, str(job.picture.paths[0]), reason))
         self.library.forget_state(identity)
         self._unlock(job)
 

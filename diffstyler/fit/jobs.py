@@ -1,9 +1,11 @@
-"""The settings of a fit and a picture in; out comes its job: what the LoRA is, and what is done for it."""
+"""The settings of a run and a picture in; out comes the job: which LoRA it is, and what is done for it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field, replace
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import torch
 from peft import LoraConfig
@@ -11,136 +13,237 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from diffstyler.adapters import LoRAIdentity
+from diffstyler.errors import DiffstylerError
 from diffstyler.files import file_sha256
-from diffstyler.fit.crops import Crops, FitPicture
+from diffstyler.fit.crops import Crops
 from diffstyler.fit.early_stop import EarlyStop
-from diffstyler.fit.losses import DiffusionLoss
-from diffstyler.masking import Masker
+from diffstyler.fit.losses import DiffusionLoss, NoiseLoss
+from diffstyler.masking import AttentionMasker, Masker
 from diffstyler.masking.prompt import Everything, File
 from diffstyler.masking.prompt_parser import parse_mask_prompt
+from diffstyler.provenance import InexpressibleError, describe
 
 OptimizerFactory = Callable[[Iterable[torch.nn.Parameter]], Optimizer]
-
-
 SchedulerFactory = Callable[[Optimizer], LRScheduler]
+
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+
+
+def adamw(params: Iterable[torch.nn.Parameter]) -> Optimizer:
+    """The method's (METHOD, Fit)."""
+    return torch.optim.AdamW(params, lr=2e-4, weight_decay=1e-2)
+
+
+def constant(optimizer: Optimizer) -> LRScheduler:
+    return torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
+
+
+@dataclass(frozen=True)
+class FitPicture:
+    """The pictures of one LoRA, called ``name``.
+
+    ``sha256`` is of their pixels together; ``given`` are the settings (fields of FitSettings, or of its crops) in which
+    this LoRA differs from the run.
+    """
+
+    paths: tuple[Path, ...]
+    sha256: str
+    name: str
+    given: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class FitSettings:
+    """What determines a LoRA besides its pictures and the frozen model.
+
+    A run has one; a LoRA's own is :meth:`but`. Fields are named as in manifests, the finetuner and the data module.
+
+    Args:
+        role: "style" or "content".
+        prompt: describes the picture.
+        seed: fixes crops, noise, timesteps and the initial LoRA.
+        steps: optimizer steps.
+        batch_size: training rows in a step.
+        rank: r.
+        alpha: the LoRA acts with alpha / rank; None = ``rank``.
+        target_modules: names (endings) of the modules that carry LoRA.
+        text_encoder_targets: the same for the text encoders; none = they stay as they are.
+        learning_rate: None = the optimizer's own.
+        gradient_clip: bound of the L2 norm of the gradient; None = no bound.
+        mask: a mask prompt: the part of the picture that is learned.
+        crops: how training crops are taken.
+        loss: what is minimized.
+        optimizer: makes the optimizer from the LoRA's parameters.
+        lr_scheduler: makes the learning-rate schedule from the optimizer.
+        early_stop: ends the LoRA when it learns nothing more; None = never.
+        masker: finds ``mask``.
+        precision: the Trainer's.
+    """
+
+    role: str = "style"
+    prompt: str = ""
+    seed: int = 0
+    steps: int = 0
+    batch_size: int = 1
+    rank: int = 16
+    alpha: int | None = None
+    target_modules: tuple[str, ...] = ATTENTION
+    text_encoder_targets: tuple[str, ...] = ()
+    learning_rate: float | None = None
+    gradient_clip: float | None = None
+    mask: str = "everything"
+    crops: Crops = field(default_factory=Crops)
+    loss: DiffusionLoss = field(default_factory=NoiseLoss)
+    optimizer: OptimizerFactory = adamw
+    lr_scheduler: SchedulerFactory = constant
+    early_stop: EarlyStop | None = None
+    masker: Masker = field(default_factory=AttentionMasker)
+    precision: str = "32-true"
+
+    def but(self, given: Mapping[str, object]) -> FitSettings:
+        """The same with what a row of a manifest gives."""
+        crops = {name: value for name, value in given.items() if name in ("resolution", "crop_size")}
+        rest = {name: value for name, value in given.items() if name not in crops}
+        changed = replace(self, crops=replace(self.crops, **crops), **rest)  # type: ignore[arg-type]
+        return replace(changed, crops=changed.crops.settled(changed.steps * changed.batch_size))
+
+    @property
+    def config(self) -> LoraConfig:
+        """peft's, of the denoiser."""
+        return LoraConfig(
+            r=self.rank,
+            lora_alpha=self.rank if self.alpha is None else self.alpha,
+            target_modules=list(self.target_modules),
+        )
+
+    @property
+    def text_config(self) -> LoraConfig:
+        """peft's, of the text encoders."""
+        return replace(self.config, target_modules=list(self.text_encoder_targets))  # type: ignore[arg-type]
+
+    def record(self, *, whole: bool = True) -> dict[str, object]:
+        """All of it as plain values.
+
+        Args:
+            whole: False = as diffstyler recorded it before it told optimizer settings that are no scalars.
+
+        Raises:
+            DiffstylerError: a part cannot be told by plain values.
+        """
+        return {
+            "prompt": self.prompt,
+            "seed": self.seed,
+            "steps": self.steps,
+            "batch_size": self.batch_size,
+            "rank": self.rank,
+            "alpha": self.config.lora_alpha,
+            "target_modules": sorted(self.target_modules),
+            **({"text_encoder_targets": sorted(self.text_encoder_targets)} if self.text_encoder_targets else {}),
+            "crops": {name: value for name, value in vars(self.crops).items()},
+            "loss": describe(self.loss),
+            **self._record_of_optimizer(whole),
+            "gradient_clip": self.gradient_clip,
+            **self._record_of_mask(),
+            **({"early_stop": dict(vars(self.early_stop))} if self.early_stop else {}),
+            "precision": self.precision,
+        }
+
+    def _record_of_mask(self) -> dict[str, object]:
+        """Which part of the picture is learned; nothing where all of it is."""
+        prompt = parse_mask_prompt(self.mask)
+        if isinstance(prompt, Everything):
+            return {}
+        files = [file_sha256(node.path) for node in prompt.walk() if isinstance(node, File)]
+        return {"mask": self.mask, "mask_files": files, "masker": self.masker.settings}
+
+    def _record_of_optimizer(self, whole: bool) -> dict[str, object]:
+        """Read off a pair made for a parameter that does not matter."""
+        optimizer = self.optimizer([torch.nn.Parameter(torch.zeros(1))])
+        scheduler = self.lr_scheduler(optimizer)
+        own = _scalars(optimizer.defaults)
+        if self.learning_rate is not None:
+            own["lr"] = self.learning_rate
+        if whole:
+            defaults = inspect.signature(type(optimizer).__init__).parameters
+            for name, value in optimizer.defaults.items():
+                if name not in own and (name not in defaults or defaults[name].default != value):
+                    own[name] = _told(f"model.optimizer: {name}", value)
+        return {
+            "optimizer": {"class": type(optimizer).__name__, **own},
+            "lr_scheduler": _record_of_scheduler(scheduler, whole),
+        }
 
 
 @dataclass(frozen=True)
 class FitJob:
-    """One LoRA to fit: which picture, under which identity, for how many steps, with which settings of its own.
+    """One LoRA to fit: of which pictures, with which settings, under which identity.
 
-    ``learning_rate`` None is the optimizer's own; ``gradient_clip`` None means no bound, ``early_stop`` None all steps.
+    ``former``: the identity that it had before optimizer settings were told in full, where that is another.
     """
 
     picture: FitPicture
+    settings: FitSettings
     identity: LoRAIdentity
-    steps: int
-    config: LoraConfig = field(default_factory=LoraConfig)
-    learning_rate: float | None = None
-    gradient_clip: float | None = None
-    crops: Crops = field(default_factory=Crops)
-    early_stop: EarlyStop | None = None
+    former: LoRAIdentity | None = None
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """What determines a LoRA besides its picture; a picture's own settings go before it.
+def fit_job(picture: FitPicture, run: FitSettings, model: str, model_settings: Mapping[str, str]) -> FitJob:
+    """What is done for this picture.
 
-    ``model`` is the frozen model's sha256, ``model_settings`` what else changes its numbers; the rest is named as in
-    the finetuner, the data module and the Trainer.
+    Args:
+        picture: and what it wants otherwise than the run.
+        run: the settings of all.
+        model: sha256 of the frozen model.
+        model_settings: what else changes its numbers.
+
+    Raises:
+        DiffstylerError: neither the picture nor the run says how many steps, or a setting cannot be recorded.
     """
+    settings = run.but(picture.given)
+    if settings.steps < 1:
+        raise DiffstylerError(f"trainer.max_steps: expected the steps of each LoRA, such as 200; got {settings.steps}")
+    more = {**({"pictures": len(picture.paths)} if len(picture.paths) > 1 else {}), **model_settings}
 
-    model: str
-    model_settings: dict[str, str]
-    precision: str
-    max_steps: int
-    crops: Crops
-    lora_config: LoraConfig
-    text_encoder_targets: tuple[str, ...]
-    alpha: int | None
-    batch_size: int
-    loss: DiffusionLoss
-    optimizer: OptimizerFactory
-    lr_scheduler: SchedulerFactory
-    gradient_clip: float | None
-    early_stop: EarlyStop | None
-    masker: Masker
+    def identity(whole: bool) -> LoRAIdentity:
+        record = {**settings.record(whole=whole), **more}
+        return LoRAIdentity(settings.role, picture.name, picture.sha256, model, record)
 
-    def job(self, picture: FitPicture) -> FitJob:
-        """What is done for this picture.
-
-        Raises:
-            ValueError: neither the picture nor the run says how many steps.
-        """
-        if not picture.steps and self.max_steps < 1:
-            raise ValueError(f"trainer.max_steps: expected the steps of each LoRA, such as 200; got {self.max_steps}")
-        return FitJob(
-            picture,
-            LoRAIdentity(picture.role, picture.label, picture.sha256, self.model, self._settings(picture)),
-            self._steps(picture),
-            self._config(picture),
-            picture.learning_rate,
-            picture.gradient_clip or self.gradient_clip,
-            self._crops(picture),
-            self.early_stop,
-        )
-
-    def _settings(self, picture: FitPicture) -> dict:
-        """All that the LoRA depends on besides picture and model, as plain values."""
-        config = self._config(picture)
-        return {
-            "prompt": picture.prompt,
-            "seed": picture.seed,
-            "steps": self._steps(picture),
-            "batch_size": self.batch_size,
-            "rank": config.r,
-            "alpha": config.lora_alpha,
-            "target_modules": sorted(config.target_modules or ()),
-            **({"text_encoder_targets": sorted(self.text_encoder_targets)} if self.text_encoder_targets else {}),
-            "crops": asdict(self._crops(picture)),
-            "loss": _describe(self.loss),
-            **self._optimizer_settings(picture.learning_rate),
-            "gradient_clip": picture.gradient_clip or self.gradient_clip,
-            **self._mask_settings(picture),
-            **({"early_stop": asdict(self.early_stop)} if self.early_stop else {}),
-            **({"pictures": len(picture.paths)} if picture.others else {}),
-            "precision": self.precision,
-            **self.model_settings,
-        }
-
-    def _steps(self, picture: FitPicture) -> int:
-        return picture.steps or self.max_steps
-
-    def _crops(self, picture: FitPicture) -> Crops:
-        return picture.own_crops(self.crops).settled(self._steps(picture) * self.batch_size)
-
-    def _config(self, picture: FitPicture) -> LoraConfig:
-        rank = picture.rank or self.lora_config.r
-        return replace(self.lora_config, r=rank, lora_alpha=picture.alpha or self.alpha or rank)
-
-    def _mask_settings(self, picture: FitPicture) -> dict:
-        """Which part of the picture is learned; nothing where all of it is."""
-        prompt = parse_mask_prompt(picture.mask)
-        if isinstance(prompt, Everything):
-            return {}
-        files = [file_sha256(node.path) for node in prompt.walk() if isinstance(node, File)]
-        return {"mask": picture.mask, "mask_files": files, "masker": self.masker.settings}
-
-    def _optimizer_settings(self, learning_rate: float | None) -> dict:
-        """The optimizer and schedule as plain values, read off a pair made for a parameter that does not matter."""
-        optimizer = self.optimizer([torch.nn.Parameter(torch.zeros(1))])
-        defaults = {
-            key: value for key, value in optimizer.defaults.items() if isinstance(value, (int, float, str, bool))
-        }
-        if learning_rate is not None:
-            defaults["lr"] = learning_rate
-        scheduler = self.lr_scheduler(optimizer)
-        return {"optimizer": {"class": type(optimizer).__name__, **defaults}, "lr_scheduler": _describe(scheduler)}
+    now, former = identity(whole=True), identity(whole=False)
+    return FitJob(picture, settings, now, former if former.key != now.key else None)
 
 
-def _describe(setting: object) -> dict:
-    """A strategy object as plain values: its class and its simple attributes."""
-    simple = {
-        k: v for k, v in vars(setting).items() if isinstance(v, (int, float, str, bool)) and not k.startswith("_")
-    }
-    return {"class": type(setting).__name__, **simple}
+def _scalars(values: Mapping[str, object]) -> dict[str, object]:
+    return {name: value for name, value in values.items() if isinstance(value, (int, float, str, bool))}
+
+
+def _record_of_scheduler(scheduler: LRScheduler, whole: bool) -> dict[str, object]:
+    """Its settings and its place; what every schedule keeps of its optimizer is left out."""
+    own = {name: value for name, value in _scalars(vars(scheduler)).items() if not name.startswith("_")}
+    if whole:
+        for name in vars(scheduler).keys() - own.keys() - _kept_by_every_schedule():
+            value = vars(scheduler)[name]
+            if isinstance(value, (list, tuple)) and value and all(isinstance(one, LRScheduler) for one in value):
+                own[name] = [_record_of_scheduler(one, whole) for one in value]
+            elif value is not None and not _is_torchs_own(value):
+                own[name] = _told(f"model.lr_scheduler: {name.strip('_')}", value)
+    return {"class": type(scheduler).__name__, **own}
+
+
+def _kept_by_every_schedule() -> set[str]:
+    return set(vars(LRScheduler(torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0))))
+
+
+def _is_torchs_own(value: object) -> bool:
+    """A function that a schedule chose by one of its plain settings."""
+    function = getattr(value, "func", value)
+    return callable(function) and str(getattr(function, "__module__", "")).startswith("torch.")
+
+
+def _told(where: str, value: object) -> object:
+    try:
+        return describe(value)
+    except InexpressibleError as error:
+        raise DiffstylerError(
+            f"{where} cannot be recorded, so that another fit could not be told from this one ({error}); write a class "
+            "that keeps its arguments, or choose one of torch's"
+        ) from error

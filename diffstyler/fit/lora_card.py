@@ -3,62 +3,42 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
+import jinja2
 from PIL import Image
 
-from diffstyler.adapters import WEIGHTS_NAME, LoRAIdentity
+from diffstyler.adapters import WEIGHTS_NAME
+from diffstyler.fit.jobs import FitJob
 from diffstyler.images import load_image
 
-README = """\
-# {name}
 
-A {role} LoRA for diffusers / peft, fitted by diffstyler to `{name}`.
-
-![picture](thumbnail.png) ![what it draws](preview.png)
-
-Prompt: `{prompt}`
-
-```python
-pipeline.load_lora_weights("path/to/this/folder", weight_name="{weights}")
-```
-
-Final loss (mean of the last {tail} steps): {loss:.4f}
-
-![loss](loss.png)
-
-```json
-{settings}
-```
-"""
-
-
-def write_lora_report(
-    folder: Path, identity: LoRAIdentity, picture: Path, losses: list[float], preview: Image.Image | None
-) -> None:
+def write_lora_card(folder: Path, job: FitJob, losses: Sequence[float], preview: Image.Image | None) -> None:
     """Write ``thumbnail.png``, ``loss.png``, ``preview.png`` and ``README.md`` into a LoRA's folder."""
-    thumbnail = load_image(picture)
+    thumbnail = load_image(job.picture.paths[0])
     thumbnail.thumbnail((256, 256))
     thumbnail.save(folder / "thumbnail.png")
     if preview is not None:
         preview.save(folder / "preview.png")
     _plot_losses(losses, folder / "loss.png")
-    tail = losses[-max(1, len(losses) // 5) :]
-    text = README.format(
-        name=identity.name,
-        role=identity.role,
-        prompt=identity.settings["prompt"],
+    template = jinja2.Environment(keep_trailing_newline=True).from_string(_TEMPLATE.read_text(encoding="utf-8"))
+    text = template.render(
+        name=job.identity.name,
+        role=job.settings.role,
+        preview=preview is not None,
+        prompt=job.settings.prompt,
         weights=WEIGHTS_NAME,
-        tail=len(tail),
-        loss=sum(tail) / len(tail),
-        settings=json.dumps(identity.settings, indent=2, sort_keys=True),
+        tail=losses[-max(1, len(losses) // 5) :],
+        settings=json.dumps(job.identity.settings, indent=2, sort_keys=True),
     )
-    if preview is None:
-        text = text.replace(" ![what it draws](preview.png)", "")
     (folder / "README.md").write_text(text, encoding="utf-8")
 
 
-def _plot_losses(losses: list[float], path: Path) -> None:
+_TEMPLATE = Path(__file__).with_name("lora_card.md.j2")
+
+
+def _plot_losses(losses: Sequence[float], path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from PIL import Image
 
-from diffstyler.adapters import LoRAPack
+from diffstyler.adapters import LoRAPack, Rows
 from diffstyler.backbones import Backbone
 from diffstyler.diffusion.denoiser import Denoiser
 from diffstyler.diffusion.sampling import Canvas, Region, denoise
@@ -15,35 +15,57 @@ from diffstyler.fit.slot import Slot
 from diffstyler.images import to_image
 from diffstyler.types import PromptEmbeds, Trajectory
 
+#: DDIM steps of a preview, and the shortest LoRA that gets one unasked
+PREVIEW_STEPS, PREVIEWED_STEPS = 8, 50
+
 
 @torch.no_grad()
-def draw_samples(
+def draw_previews(
     backbone: Backbone,
     pack: LoRAPack,
     slots: Sequence[Slot],
-    prompts: Sequence[PromptEmbeds],
-    num_inference_steps: int,
+    num_inference_steps: int | None,
     *,
+    encode_under_lora: bool = False,
     exact: bool = False,
-) -> list[Image.Image]:
-    """A picture for each slot, of its prompt, by plain DDIM without guidance, all in the same UNet calls.
+) -> list[Image.Image | None]:
+    """A picture for each slot that is to have one, by plain DDIM without guidance, all in the same UNet calls.
 
-    ``exact``: a picture does not depend on the others, to the last bit on a CPU.
+    Args:
+        backbone: with its encoders on the device.
+        pack: with the LoRAs.
+        slots: of the LoRAs.
+        num_inference_steps: 0 = no previews; None = 8, and none of LoRAs of fewer than 50 steps.
+        encode_under_lora: the LoRAs reach the text encoders.
+        exact: a picture does not depend on the others, to the last bit on a CPU.
     """
-    schedule = backbone.sampling_schedule(num_inference_steps)
+    if num_inference_steps is None:
+        chosen = [slot for slot in slots if slot.job.settings.steps >= PREVIEWED_STEPS]
+    else:
+        chosen = list(slots) if num_inference_steps else []
+    if not chosen:
+        return [None] * len(slots)
+    prompts = _encoded(backbone, pack, chosen) if encode_under_lora else [slot.prompt for slot in chosen]
+    schedule = backbone.sampling_schedule(num_inference_steps or PREVIEW_STEPS)
+    device = pack.flat.device
     with torch.compiler.set_stance("force_eager"):
-        device = pack.flat.device
-        backbone.park_encoders(device)
         nothing = backbone.encode_prompt([""])
         canvases = []
-        for slot, prompt in zip(slots, prompts, strict=True):
-            generator = torch.Generator().manual_seed(slot.job.picture.seed)
+        for slot, prompt in zip(chosen, prompts, strict=True):
+            generator = torch.Generator().manual_seed(slot.job.settings.seed)
             noise = torch.randn(slot.latents.shape[1:], generator=generator).to(device)
             nowhere = Trajectory(schedule.timesteps, noise.expand(len(schedule) + 1, *noise.shape))
-            region = Region(slot.index, prompt, nothing, guidance_scale=1.0)
-            canvases.append(Canvas(noise, nowhere, (region,)))
+            canvases.append(Canvas(noise, nowhere, (Region(slot.index, prompt, nothing, guidance_scale=1.0),)))
         denoiser = Denoiser(backbone, pack, rows_per_call=max(2, pack.slots) if exact else None)
         drawn = denoise(denoiser, canvases, schedule, nothing)
         pictures = [to_image(backbone.decode_latents(latents[None].float())[0]) for latents in drawn]
-        backbone.park_encoders("cpu")
-    return pictures
+    by_slot = {slot.index: picture for slot, picture in zip(chosen, pictures, strict=True)}
+    return [by_slot.get(slot.index) for slot in slots]
+
+
+def _encoded(backbone: Backbone, pack: LoRAPack, slots: Sequence[Slot]) -> list[PromptEmbeds]:
+    """Each slot's prompt under its LoRA."""
+    rows = Rows(torch.tensor([slot.index for slot in slots], device=pack.flat.device))
+    with pack.rows(rows):
+        embeds = backbone.encode_prompt([slot.job.settings.prompt for slot in slots])
+    return [embeds[[index]] for index in range(len(slots))]

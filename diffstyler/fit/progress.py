@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import lightning
 from rich.progress import (
@@ -17,8 +17,8 @@ from rich.progress import (
 )
 from rich.text import Text
 
-if TYPE_CHECKING:
-    from diffstyler.fit.finetuner import LoRAFinetuner
+from diffstyler.fit.bench import FitBench
+from diffstyler.fit.job_queue import JobQueue
 
 #: how often the first rank looks what others have finished
 NOTICE_SECONDS = 2.0
@@ -32,6 +32,13 @@ class Speed(ProgressColumn):
         return Text("" if speed is None else f"{speed:.1f} adapter-steps/s")
 
 
+class Fitting(Protocol):
+    """What is shown of a fit."""
+
+    queue: JobQueue
+    bench: FitBench | None
+
+
 class FitProgress(lightning.Callback):
     """Shows the steps of all LoRAs of the run, whichever process takes them, with the time left."""
 
@@ -40,9 +47,8 @@ class FitProgress(lightning.Callback):
         self.task = TaskID(0)
         self._noticed = 0.0
 
-    def on_train_start(self, trainer: lightning.Trainer, pl_module: LoRAFinetuner) -> None:  # type: ignore[override]
-        total, done = pl_module.step_count()
-        if total == 0 or not trainer.is_global_zero:
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        if pl_module.bench is None or not trainer.is_global_zero:
             return
         self.progress = Progress(
             TextColumn("[bold]{task.description}"),
@@ -54,25 +60,28 @@ class FitProgress(lightning.Callback):
             TimeRemainingColumn(elapsed_when_finished=False),
         )
         self.progress.start()
-        self.task = self.progress.add_task(self._title(pl_module), total=total, completed=done, loss=float("nan"))
+        total = sum(job.settings.steps for job in pl_module.queue.jobs.values())
+        self.task = self.progress.add_task("LoRAs", total=total, loss=float("nan"))
+        self.show(pl_module)
 
     def on_train_batch_end(
-        self,
-        trainer: lightning.Trainer,
-        pl_module: LoRAFinetuner,  # type: ignore[override]
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
+        self, trainer: lightning.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if self.progress is None:
+        self.show(pl_module)
+
+    def show(self, fit: Fitting) -> None:
+        """How far it is now."""
+        if self.progress is None or fit.bench is None:
             return
         if time.monotonic() - self._noticed > NOTICE_SECONDS:
-            pl_module.farm.notice()
+            fit.queue.notice()
             self._noticed = time.monotonic()
-        _, done = pl_module.step_count()
-        self.progress.update(self.task, completed=done, description=self._title(pl_module), loss=pl_module.last_loss)
+        total = sum(job.settings.steps for job in fit.queue.jobs.values())
+        loss = {} if fit.bench.loss is None else {"loss": fit.bench.loss}
+        title = f"LoRAs {len(fit.queue.finished)}/{len(fit.queue.jobs)}"
+        self.progress.update(self.task, completed=total - fit.bench.steps_left, description=title, **loss)
 
-    def on_train_end(self, trainer: lightning.Trainer, pl_module: LoRAFinetuner) -> None:  # type: ignore[override]
+    def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         self._stop()
 
     def on_exception(self, trainer: lightning.Trainer, pl_module: Any, exception: BaseException) -> None:
@@ -82,7 +91,3 @@ class FitProgress(lightning.Callback):
         if self.progress is not None:
             self.progress.stop()
             self.progress = None
-
-    @staticmethod
-    def _title(finetuner: LoRAFinetuner) -> str:
-        return f"LoRAs {len(finetuner.finished)}/{len(finetuner.farm.jobs)}"

@@ -15,8 +15,9 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from diffstyler.adapters import LoRAPack, lora_scale
+from diffstyler.errors import DiffstylerError
 from diffstyler.files import atomic_write
-from diffstyler.fit.jobs import FitJob, OptimizerFactory, SchedulerFactory
+from diffstyler.fit.jobs import FitJob
 from diffstyler.types import PromptEmbeds
 
 log = logging.getLogger(__name__)
@@ -39,7 +40,7 @@ class Draw:
         return Draw(self.clean[rows], self.noise[rows], self.timesteps[rows], self.mask[rows])
 
 
-class NonFiniteLossError(ArithmeticError):
+class NonFiniteLossError(DiffstylerError):
     """A LoRA's loss or gradient became NaN or infinite."""
 
 
@@ -92,22 +93,26 @@ class Slot:
     held_out: list[float] = field(default_factory=list)  # losses on held-out noise, where it may stop early
 
     @property
+    def name(self) -> str:
+        return self.job.identity.name
+
+    @property
     def done(self) -> bool:
-        return self.step >= self.job.steps or self.stopped
+        return self.step >= self.job.settings.steps or self.stopped
 
     @property
     def stopped(self) -> bool:
         """Whether it ends before its last step."""
-        return self.job.early_stop is not None and self.job.early_stop.stops(self.held_out)
+        return self.job.settings.early_stop is not None and self.job.settings.early_stop.stops(self.held_out)
 
     @property
     def due(self) -> bool:
         """Whether it is time to look at the held-out loss."""
-        return self.job.early_stop is not None and len(self.held_out) < self.step // self.job.early_stop.every
+        return self.job.settings.early_stop is not None and len(self.held_out) < self.step // self.job.settings.early_stop.every
 
     def draw(self, batch_size: int, num_train_timesteps: int) -> Draw:
         """The rows of the present step: random crops, noise and timesteps."""
-        generator = torch.Generator().manual_seed(_mix(self.job.picture.seed, self.step))
+        generator = torch.Generator().manual_seed(_mix(self.job.settings.seed, self.step))
         crops = torch.randint(len(self.latents), (batch_size,), generator=generator)
         timesteps = torch.randint(num_train_timesteps, (batch_size,), generator=generator)
         return self._rows(crops, timesteps, generator)
@@ -115,9 +120,9 @@ class Slot:
     def draw_held_out(self, batch_size: int, num_train_timesteps: int) -> list[Draw]:
         """The rows of the held-out loss, always the same ones, in parts of ``batch_size``: a timestep in each of equal
         ranges of the noise levels."""
-        assert self.job.early_stop is not None
-        parts = -(-self.job.early_stop.rows // batch_size)
-        generator = torch.Generator().manual_seed(_mix(self.job.picture.seed, "held out"))
+        assert self.job.settings.early_stop is not None
+        parts = -(-self.job.settings.early_stop.rows // batch_size)
+        generator = torch.Generator().manual_seed(_mix(self.job.settings.seed, "held out"))
         crops = torch.randint(len(self.latents), (parts * batch_size,), generator=generator)
         places = torch.arange(len(crops)) + torch.rand(len(crops), generator=generator)
         timesteps = (places * num_train_timesteps / len(crops)).long()
@@ -152,7 +157,7 @@ class Slot:
         finite = math.isfinite(gradient_norm)
         self.loss_scale.update(finite)
         if finite:
-            clip = self.job.gradient_clip
+            clip = self.job.settings.gradient_clip
             if clip is not None and gradient_norm > clip:
                 self.weights.grad.mul_(clip / gradient_norm)  # type: ignore[union-attr]
             self.optimizer.step()
@@ -202,8 +207,6 @@ def open_slot(
     pack: LoRAPack,
     latents: torch.Tensor,
     prompt: PromptEmbeds,
-    optimizer: OptimizerFactory,
-    lr_scheduler: SchedulerFactory,
     *,
     loss_scale: LossScale,
     history: Sequence[str] = (),
@@ -213,12 +216,12 @@ def open_slot(
 
     Each failed try that ``history`` tells of lowers the learning rate by ``RETRY_FACTOR``.
     """
-    pack.init_slot(index, seed=job.picture.seed, scale=lora_scale(job.config), rank=job.config.r)
+    pack.init_slot(index, seed=job.settings.seed, scale=lora_scale(job.settings.config), rank=job.settings.rank)
     weights = torch.nn.Parameter(pack.flat.data[index])
-    own = optimizer([weights])
+    own = job.settings.optimizer([weights])
     for group in own.param_groups:
-        group["lr"] = (job.learning_rate or group["lr"]) * RETRY_FACTOR ** len(history)
-    return Slot(job, index, pack, latents, prompt, own, lr_scheduler(own), weights, loss_scale, list(history), masks)
+        group["lr"] = (job.settings.learning_rate or group["lr"]) * RETRY_FACTOR ** len(history)
+    return Slot(job, index, pack, latents, prompt, own, job.settings.lr_scheduler(own), weights, loss_scale, list(history), masks)
 
 
 def _mix(seed: int, step: int | str) -> int:

@@ -9,19 +9,29 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import KW_ONLY, fields
+from typing import Annotated
 
 import torch
 from PIL import Image
+from pydantic import AfterValidator, Field
 from torch import nn
 from torch.nn import functional
 
 from diffstyler.backbones import Backbone
 from diffstyler.images import fit_size, picture_sha256, to_tensor
-from diffstyler.masking.base import Masker, NothingFoundError
+from diffstyler.masking.base import Masker, NothingFoundError, Share, checked_options
 
 ARTICLES = frozenset({"the", "a", "an", "of", "and", "in", "on", "with"})
 
 
+def _with_a_place(template: str) -> str:
+    if "{phrase}" not in template:
+        raise ValueError(f"expected {{phrase}} in it, got '{template}'")
+    return template
+
+
+@checked_options
 class AttentionMasker(Masker):
     """Text by cross-attention, points by self-attention, boxes as they are.
 
@@ -35,27 +45,15 @@ class AttentionMasker(Masker):
         seed: of the noise.
     """
 
-    def __init__(
-        self,
-        *,
-        noise_levels: Sequence[float] = (0.05, 0.15, 0.3),
-        template: str = "a photo of {phrase}",
-        smoothing: float = 0.3,
-        threshold: float = 0.5,
-        minimum: float | None = None,
-        seed: int = 0,
-    ) -> None:
-        if "{phrase}" not in template:
-            raise ValueError(f"masker.template: expected {{phrase}} in it, got '{template}'")
-        for name, value in {"threshold": threshold, "minimum": minimum, "smoothing": smoothing}.items():
-            if value is not None and not 0 <= value <= 1:
-                raise ValueError(f"masker.{name}: expected a share in 0 … 1, got {value}")
-        self.noise_levels = tuple(noise_levels)
-        self.template = template
-        self.smoothing = smoothing
-        self.threshold = threshold
-        self.minimum = minimum
-        self.seed = seed
+    _: KW_ONLY
+    noise_levels: Annotated[
+        Sequence[Annotated[float, Field(ge=0, lt=1, strict=True)]], Field(min_length=1), AfterValidator(tuple)
+    ] = (0.05, 0.15, 0.3)
+    template: Annotated[str, AfterValidator(_with_a_place)] = "a photo of {phrase}"
+    smoothing: Share = 0.3
+    threshold: Share = 0.5
+    minimum: Share | None = None
+    seed: int = 0
 
     def setup(self, backbone: Backbone) -> None:
         self.backbone = backbone
@@ -64,8 +62,7 @@ class AttentionMasker(Masker):
 
     @property
     def settings(self) -> dict:
-        names = ("noise_levels", "template", "smoothing", "threshold", "minimum", "seed")
-        return {"class": type(self).__name__, **{name: getattr(self, name) for name in names}}
+        return {"class": type(self).__name__, **{option.name: getattr(self, option.name) for option in fields(self)}}
 
     def find_text(self, picture: Image.Image, phrase: str) -> torch.Tensor:
         tokens = self._tokens(phrase)

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import functools
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING
+from dataclasses import field
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import torch
 from PIL import Image
+from pydantic import Field, ValidationError
+from pydantic.dataclasses import dataclass
+from typing_extensions import dataclass_transform
+
+from diffstyler.checks import in_our_words
+from diffstyler.errors import DiffstylerError
 
 if TYPE_CHECKING:
     from diffstyler.backbones import Backbone
 
 
-class NothingFoundError(ValueError):
+Share = Annotated[float, Field(ge=0, le=1, strict=True)]
+
+
+class NothingFoundError(DiffstylerError):
     """The picture does not show what the prompt asks for; the text says how near it came."""
 
 
@@ -58,3 +69,28 @@ class Masker(ABC):
         mask = torch.zeros(picture.height, picture.width)
         mask[y0:y1, x0:x1] = 1
         return mask
+
+
+Kind = TypeVar("Kind", bound=Masker)
+
+
+@dataclass_transform(field_specifiers=(field,))
+def checked_options(kind: type[Kind]) -> type[Kind]:
+    """A masker whose annotated fields are its options: constructor arguments that their types check.
+
+    The constructor's DiffstylerError names each wrong option as ``masker.<name>``, what was expected and what came.
+    """
+    checked: Any = dataclass(kind, eq=False)
+    construct = checked.__init__
+
+    @functools.wraps(construct)
+    def init(self: object, *args: object, **options: object) -> None:
+        try:
+            construct(self, *args, **options)
+        except ValidationError as error:
+            problems = [(".".join(map(str, e["loc"])), e) for e in error.errors(include_url=False)]
+            texts = [f"{f'masker.{name}: ' if name else ''}{in_our_words(e, checked)}" for name, e in problems]
+            raise DiffstylerError("\n".join(texts)) from error
+
+    checked.__init__ = init
+    return checked

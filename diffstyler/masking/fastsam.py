@@ -17,20 +17,23 @@ import urllib.request
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import KW_ONLY
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Annotated, cast
 
 import numpy as np
 import torch
 from PIL import Image
+from pydantic import Field
 from torch._tensor_str import printoptions as torch_printoptions
 from torch.nn import functional
 from torchvision.ops import box_iou, masks_to_boxes
 
+from diffstyler.errors import DiffstylerError
 from diffstyler.files import atomic_write, file_sha256
 from diffstyler.images import picture_sha256
-from diffstyler.masking.base import Masker, NothingFoundError
+from diffstyler.masking.base import Masker, NothingFoundError, Share, checked_options
 
 if TYPE_CHECKING:
     from transformers import CLIPModel, CLIPProcessor
@@ -41,34 +44,27 @@ if TYPE_CHECKING:
 
 RELEASE = "https://github.com/ultralytics/assets/releases/download/v8.2.0"
 
-
 WEIGHTS = {  # SHA-256 of the release's files, as several public projects that pin them record it
     "FastSAM-s.pt": "c9f78716a81c7aff0d608ccc73e1b82ab3aaad86005049f6a92106a0be6d0844",
     "FastSAM-x.pt": "752cadc2828edb1cd4bc4f9eb587100631af06ea2108f4c9ed56df4755701e76",
 }
 
-
 BOX_MINIMUM = 0.5  # IoU of a candidate's box with the prompt's
-
 
 TEMPLATE = "a photo of {}"
 
-
 NEUTRAL = ("background", "something else")  # what a candidate may show instead of the phrase
-
 
 TIE = 0.5  # candidates with this share of the best one's softmax are found beside it
 
-
 MARGIN = 0.1  # around a candidate's box, of its longer side
 
-
 GRAY = (122, 116, 104)  # CLIP's mean color
-
 
 PICTURES_KEPT = 3
 
 
+@checked_options
 class FastSAMMasker(Masker):
     """Points, boxes and words by FastSAM's candidates; words are matched to them by CLIP.
 
@@ -90,41 +86,32 @@ class FastSAMMasker(Masker):
         device: by default the base model's.
 
     Raises:
-        ValueError: no such file, no ultralytics, or a setting out of range.
+        DiffstylerError: no such file, no ultralytics, or a setting out of range.
     """
 
-    def __init__(
-        self,
-        weights: Path,
-        clip: str | None = None,
-        *,
-        threshold: float = 0.5,
-        confidence: float = 0.4,
-        iou: float = 0.9,
-        image_size: int = 1024,
-        device: str | None = None,
-    ) -> None:
-        for name, value in {"threshold": threshold, "confidence": confidence, "iou": iou}.items():
-            if not 0 <= value <= 1:
-                raise ValueError(f"masker.{name}: expected a share in 0 … 1, got {value}")
-        if image_size < 32 or image_size % 32:
-            raise ValueError(f"masker.image_size: expected a multiple of 32 pixels, got {image_size}")
+    weights: Path
+    clip: str | None = None
+    _: KW_ONLY
+    threshold: Share = 0.5
+    confidence: Share = 0.4
+    iou: Share = 0.9
+    image_size: Annotated[int, Field(ge=32, multiple_of=32, strict=True)] = 1024
+    device: str | None = None
+
+    def __post_init__(self) -> None:
         if importlib.util.find_spec("ultralytics") is None:
-            raise ValueError('FastSAMMasker needs ultralytics (AGPL-3.0): pip install "diffstyler[fastsam]"')
-        if not weights.is_file():
-            raise ValueError(
-                f"masker.weights: expected FastSAM's weights, found no file {weights}; nothing is downloaded by "
+            raise DiffstylerError('FastSAMMasker needs ultralytics (AGPL-3.0): pip install "diffstyler[fastsam]"')
+        if not self.weights.is_file():
+            raise DiffstylerError(
+                f"masker.weights: expected FastSAM's weights, found no file {self.weights}; nothing is downloaded by "
                 f"itself: `diffstyler fetch-fastsam` fetches {' or '.join(WEIGHTS)} from {RELEASE}"
             )
-        if weights.suffix != ".pt" or "'" in str(weights.resolve()):  # ultralytics drops apostrophes, then downloads
-            raise ValueError(f"masker.weights: expected a .pt file in a path without apostrophes, got {weights}")
-        self.weights = weights
-        self.clip = clip
-        self.threshold = threshold
-        self.confidence = confidence
-        self.iou = iou
-        self.image_size = image_size
-        self.device = device
+        if self.weights.suffix != ".pt" or "'" in str(
+            self.weights.resolve()
+        ):  # ultralytics drops apostrophes, then downloads
+            raise DiffstylerError(
+                f"masker.weights: expected a .pt file in a path without apostrophes, got {self.weights}"
+            )
         self._backbone: Backbone | None = None
         self._masks: dict[str, torch.Tensor] = {}
         self._embeds: dict[str, torch.Tensor] = {}
@@ -172,7 +159,7 @@ class FastSAMMasker(Masker):
 
     def find_text(self, picture: Image.Image, phrase: str) -> torch.Tensor:
         if self.clip is None:
-            raise ValueError(
+            raise DiffstylerError(
                 f"mask '{phrase}': FastSAMMasker needs masker.clip for words, a folder or a hub id such as "
                 "openai/clip-vit-base-patch32; points and boxes need none"
             )
@@ -229,10 +216,10 @@ class FastSAMMasker(Masker):
                 model = FastSAM(path)
             except Exception as error:
                 got = f"reading it failed ({str(error).splitlines()[0]})"
-                raise ValueError(f"masker.weights: expected FastSAM's weights in {path}, but {got}") from error
+                raise DiffstylerError(f"masker.weights: expected FastSAM's weights in {path}, but {got}") from error
             if not isinstance(model.model, SegmentationModel):
                 got = type(model.model).__name__
-                raise ValueError(f"masker.weights: expected a SegmentationModel in {path}, got a {got}")
+                raise DiffstylerError(f"masker.weights: expected a SegmentationModel in {path}, got a {got}")
         return model
 
     @property
@@ -279,7 +266,7 @@ class FastSAMMasker(Masker):
             processor = CLIPProcessor.from_pretrained(self.clip)
         except OSError as error:
             got = f"reading '{self.clip}' failed ({str(error).splitlines()[0]})"
-            raise ValueError(f"masker.clip: expected a CLIP model with its processor, but {got}") from error
+            raise DiffstylerError(f"masker.clip: expected a CLIP model with its processor, but {got}") from error
         return model.eval().to(self._device), processor  # type: ignore[arg-type]
 
 
@@ -291,10 +278,10 @@ def fetch_weights(name: str, folder: Path) -> Path:
         folder: made if it is missing.
 
     Raises:
-        ValueError: an unknown name, no connection, or bytes that are not the known ones.
+        DiffstylerError: an unknown name, no connection, or bytes that are not the known ones.
     """
     if name not in WEIGHTS:
-        raise ValueError(f"expected {' or '.join(WEIGHTS)}, got '{name}'")
+        raise DiffstylerError(f"expected {' or '.join(WEIGHTS)}, got '{name}'")
     path, url = folder / name, f"{RELEASE}/{name}"
     if path.is_file():
         data, source = path.read_bytes(), str(path)
@@ -304,10 +291,12 @@ def fetch_weights(name: str, folder: Path) -> Path:
             with urllib.request.urlopen(url, timeout=60) as response:
                 data = response.read()
         except OSError as error:
-            raise ValueError(f"could not fetch {url} ({error}); fetch it elsewhere and copy it to {path}") from error
+            raise DiffstylerError(
+                f"could not fetch {url} ({error}); fetch it elsewhere and copy it to {path}"
+            ) from error
     sha256 = hashlib.sha256(data).hexdigest()
     if sha256 != WEIGHTS[name]:
-        raise ValueError(f"expected SHA-256 {WEIGHTS[name]} of {source}, got {sha256}; nothing was written")
+        raise DiffstylerError(f"expected SHA-256 {WEIGHTS[name]} of {source}, got {sha256}; nothing was written")
     if source == url:
         folder.mkdir(parents=True, exist_ok=True)
         atomic_write(path, data)

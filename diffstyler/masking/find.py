@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from scipy import ndimage
 
+from diffstyler.errors import DiffstylerError
 from diffstyler.images import ImageError, image_size, load_image
 from diffstyler.masking.base import Masker, NothingFoundError
 from diffstyler.masking.prompt import (
@@ -50,7 +51,7 @@ def find_masks(
 
     Raises:
         NothingFoundError: the picture does not show what a prompt asks for, or a mask is empty.
-        ValueError: a coordinate outside the picture, or a mask file of another size.
+        DiffstylerError: a coordinate outside the picture, or a mask file of another size.
     """
     taken = torch.zeros(picture.height, picture.width)
     masks: dict[int, torch.Tensor] = {}
@@ -66,7 +67,7 @@ def check_masks(triples: Sequence[Triple]) -> None:
     """Whether every mask prompt can be right: its grammar, its coordinates, its files.
 
     Raises:
-        ValueError: with all problems, one a paragraph.
+        DiffstylerError: with all problems, one a paragraph.
     """
     problems = []
     for triple in triples:
@@ -74,17 +75,17 @@ def check_masks(triples: Sequence[Triple]) -> None:
         for region in triple.regions:
             try:
                 prompts.append(parse_mask_prompt(region.mask))
-            except ValueError as error:
+            except DiffstylerError as error:
                 problems.append(f"{triple.origin or triple.id}: {error}")
         try:
             for prompt in prompts:
                 check_prompt(prompt, triple.content)
         except ImageError:
             continue  # of the content itself: that row fails when its turn comes
-        except ValueError as error:
+        except DiffstylerError as error:
             problems.append(f"{triple.origin or triple.id}: {error}")
     if problems:
-        raise ValueError("\n".join(problems))
+        raise DiffstylerError("\n".join(problems))
 
 
 def check_prompt(prompt: MaskPrompt, content: Path) -> None:
@@ -92,7 +93,7 @@ def check_prompt(prompt: MaskPrompt, content: Path) -> None:
 
     Raises:
         ImageError: the content is not a readable picture.
-        ValueError: with what was expected.
+        DiffstylerError: with what was expected.
     """
     if not any(isinstance(node, (Points, Box, File)) for node in prompt.walk()):
         return
@@ -101,15 +102,15 @@ def check_prompt(prompt: MaskPrompt, content: Path) -> None:
         for x, y in _places(node):
             for name, coordinate, side in (("x", x, size[0]), ("y", y, size[1])):
                 if coordinate.pixels(side) > side:
-                    raise ValueError(f"mask '{node}': expected {name} within the picture's {side} pixels")
+                    raise DiffstylerError(f"mask '{node}': expected {name} within the picture's {side} pixels")
         if isinstance(node, File):
             try:
                 mask = load_image(node.path)
             except ImageError as error:
-                raise ValueError(f"mask '{node}': {error}") from error
+                raise DiffstylerError(f"mask '{node}': {error}") from error
             if mask.size != size:
                 theirs, ours = (f"{w} x {h}" for w, h in (mask.size, size))
-                raise ValueError(f"mask '{node}': expected {ours} pixels like the content, got {theirs}")
+                raise DiffstylerError(f"mask '{node}': expected {ours} pixels like the content, got {theirs}")
 
 
 def _found(

@@ -23,6 +23,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+from diffstyler.errors import DiffstylerError
 from diffstyler.masking.prompt import (
     Background,
     Box,
@@ -41,23 +42,20 @@ from diffstyler.masking.prompt import (
 
 EDITS = ("grow", "shrink", "feather")
 
-
 KINDS = ("text", "point", "box", "file")
-
 
 MAX_PIXELS = 10_000  # of an edit: more is a slip of the finger
 
+MAX_PARTS = 100  # all that walk the tree are recursive
 
 _KIND = re.compile(r"([A-Za-z_]+)\s*:")
 
-
 _NUMBER = re.compile(r"\d+\.\d*|\.\d+|\d+")
-
 
 _QUOTED = re.compile(r'"((?:[^"\\]|\\.)*)"')
 
 
-class MaskPromptError(ValueError):
+class MaskPromptError(DiffstylerError):
     """A prompt outside the grammar; the text shows what was expected, and points at the character."""
 
     def __init__(self, message: str, prompt: str, position: int) -> None:
@@ -80,6 +78,7 @@ class _Parser:
     def __init__(self, prompt: str) -> None:
         self.prompt = prompt
         self.at = 0
+        self.parts = 0
 
     def parse(self) -> MaskPrompt:
         self.skip()
@@ -102,6 +101,7 @@ class _Parser:
                 return tree
 
     def part(self) -> MaskPrompt:
+        self.count()
         if self.match(re.compile(r"not(?=[\s(\"]|$)", re.IGNORECASE)):
             return Not(self.part())
         tree = self.group() if self.peek() == "(" else self.atom()
@@ -121,6 +121,7 @@ class _Parser:
         opened = self.at
         self.take("[")
         while True:
+            self.count()
             start = self.at
             word = self.match(re.compile(r"[A-Za-z]+"))
             if word is None or word[0] not in EDITS:
@@ -223,6 +224,13 @@ class _Parser:
     def check_units(self, coordinates: list[Coordinate], start: int | None = None) -> None:
         if len({c.is_fraction for c in coordinates}) > 1:
             raise self.error("pixels (whole numbers) and fractions (0.0 … 1.0) do not mix here", start)
+
+    def count(self) -> None:
+        self.parts += 1
+        if self.parts > MAX_PARTS:
+            raise self.error(
+                f"expected at most {MAX_PARTS} parts, brackets and edits; draw the mask as a file: instead"
+            )
 
     # ---- characters
 

@@ -8,7 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from diffstyler.manifests.pictures import ManifestError, read_manifest
+from diffstyler.manifests.pictures import read_manifest
+from diffstyler.manifests.table import ManifestError
 from diffstyler.types import StyleRegion, Triple
 
 

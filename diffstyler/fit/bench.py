@@ -1,0 +1,434 @@
+"""Jobs in, fitted LoRAs out: the slots of one pack in which LoRAs are fitted side by side on a frozen model."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from PIL import Image
+from torch.nn import functional
+
+from diffstyler.adapters import LoRAPack, Rows, by_part, pack_of_parts, save_lora
+from diffstyler.backbones import NETWORK, Backbone
+from diffstyler.diffusion.denoiser import one_thread
+from diffstyler.distributed import POLL_SECONDS, Team
+from diffstyler.fit.crops import MOST_CROPS, take_crops
+from diffstyler.fit.job_queue import JobQueue
+from diffstyler.fit.jobs import FitJob, FitPicture, FitSettings
+from diffstyler.fit.lora_card import write_lora_card
+from diffstyler.fit.losses import Noised
+from diffstyler.fit.preview import draw_previews
+from diffstyler.fit.slot import RETRY_FACTOR, Draw, LossScale, NonFiniteLossError, Slot, open_slot
+from diffstyler.images import load_image
+from diffstyler.masking import find_masks
+from diffstyler.masking.prompt import Everything
+from diffstyler.masking.prompt_parser import parse_mask_prompt
+from diffstyler.memory.measure import optimizer_memory, step_memory
+from diffstyler.types import PromptEmbeds
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class FitBatch:
+    """One step's rows (R) of all slots in order, the same number for each, those of an idle slot zero.
+
+    ``texts``: each slot's prompt; ``prompts``: their conditioning row by row, None where LoRAs reach the text encoders,
+    so that it changes with every step.
+    """
+
+    noised: Noised
+    timesteps: torch.Tensor
+    texts: tuple[str, ...]
+    prompts: PromptEmbeds | None
+
+
+class Watcher(Protocol):
+    """Whoever wants to see what happens on the bench."""
+
+    def on_loss(self, slot: Slot) -> None: ...
+    def on_preview(self, slot: Slot, preview: Image.Image) -> None: ...
+    def on_wait(self) -> None: ...
+
+
+class FitBench:
+    """Owns slots, draws, updates and publishing. A slot whose LoRA is done takes the next job with crops as large.
+
+    ::
+
+        while bench.refill():
+            batch = bench.draw()
+            with bench.adapters():
+                losses = …  # (R,), one a row, under the adapters
+                bench.backward(losses)
+            bench.update(losses)
+        bench.close()
+
+    Args:
+        backbone: loaded, on the device that it is fitted on.
+        queue: of the jobs.
+        run: the settings of all; each job has its own.
+        pack: of as many slots as LoRAs are fitted at once.
+        losses: a batch -> the loss of each row (R,), for the looks at held-out rows; called under the adapters.
+        watcher: is told of losses, previews and waiting.
+        team: ranks that fit one LoRA together.
+        waits: stay until no job is left anywhere, rather than until none is left to take.
+        exact: a LoRA does not depend on its neighbors, to the last bit on a CPU.
+        checkpoint_every: steps between saved states.
+        preview_steps: as of the finetuner.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        queue: JobQueue,
+        run: FitSettings,
+        pack: LoRAPack,
+        *,
+        losses: Callable[[FitBatch], torch.Tensor],
+        watcher: Watcher,
+        team: Team,
+        waits: bool = True,
+        exact: bool = False,
+        checkpoint_every: int = 50,
+        preview_steps: int | None = None,
+    ) -> None:
+        self.backbone = backbone
+        self.queue = queue
+        self.run = run
+        self.pack = pack
+        self.losses = losses
+        self.watcher = watcher
+        self.team = team
+        self.waits = waits
+        self.exact = exact and pack.flat.device.type == "cpu"
+        self.deterministic = exact
+        self.checkpoint_every = checkpoint_every
+        self.preview_steps = preview_steps
+        self.slots: list[Slot | None] = [None] * pack.slots
+
+    # ---- a step
+
+    def refill(self) -> bool:
+        """Give free slots their next jobs; where there are none, wait for those of others -> is there a step to do?"""
+        while True:
+            for index, slot in enumerate(self.slots):
+                if slot is None and (job := self._claim()):
+                    self.slots[index] = self._open(job, index)
+            if self.busy:
+                return True
+            if not self.team.agree(self.waits and bool(self.queue.waiting)):
+                return False
+            self.watcher.on_wait()
+            time.sleep(POLL_SECONDS)
+
+    def draw(self) -> FitBatch:
+        """The rows of the present step of every slot; in a team, this rank's share of them."""
+        draws = {slot.index: slot.draw(self.run.batch_size, self.backbone.num_train_timesteps) for slot in self.busy}
+        return self._batch({index: draw[self.team.share] for index, draw in draws.items()})
+
+    @contextmanager
+    def adapters(self) -> Iterator[None]:
+        """The rows of a batch run under their LoRAs."""
+        # several threads split a matrix product by its rows, and a row's last bits then depend on its place
+        with one_thread() if self.exact else nullcontext(), self.pack.rows(Rows(None)):
+            yield
+
+    def prompts(self, batch: FitBatch) -> PromptEmbeds:
+        """The conditioning of each row; where LoRAs reach the text encoders, as these now encode it."""
+        if batch.prompts is not None:
+            return batch.prompts
+        rows = len(batch.timesteps) // len(self.slots)
+        own = self.backbone.encode_prompt(list(batch.texts))
+        return own[[index for index in range(len(self.slots)) for _ in range(rows)]]
+
+    def backward(self, losses: torch.Tensor) -> None:
+        """The gradient of every LoRA's own loss, from the loss of each row (R,)."""
+        self.pack.flat.grad = None
+        scales = losses.new_tensor([slot.loss_scale.value if slot else 0.0 for slot in self.slots])
+        (self._of_slots(losses) * scales).sum().backward()
+
+    def update(self, losses: torch.Tensor) -> None:
+        """Let each LoRA take its step; write out what is done, start again or give up what is not finite."""
+        busy = self.busy
+        assert self.pack.flat.grad is not None
+        self.team.sum(self.pack.flat.grad)
+        means = self.team.sum(self._of_slots(losses.detach())).tolist()
+        norms = torch.stack([slot.gradient_norm() for slot in busy]).tolist()
+        for slot, norm in zip(busy, norms, strict=True):
+            try:
+                slot.update(means[slot.index], norm)
+            except NonFiniteLossError as error:
+                self._quarantine(slot, f"{error} at step {slot.step}")
+                continue
+            self.watcher.on_loss(slot)
+        self._look_at_held_out()
+        busy = [slot for slot in busy if self.slots[slot.index] is slot]  # not given up, or started again
+        for slot in busy:
+            if not slot.done and slot.step % self.checkpoint_every == 0:
+                self._save(slot)
+        self._finish([slot for slot in busy if slot.done])
+
+    def save(self) -> None:
+        """Keep the state of what is under way."""
+        for slot in self.busy:
+            self._save(slot)
+
+    def close(self) -> None:
+        """Keep the state of what is under way, for this or another process to go on with; leave the model as it was."""
+        try:
+            self.save()
+        finally:
+            self.pack.detach()
+            self.queue.close()
+
+    # ---- what is seen of it
+
+    @property
+    def busy(self) -> list[Slot]:
+        return [slot for slot in self.slots if slot is not None]
+
+    @property
+    def steps_left(self) -> int:
+        """Of all LoRAs that are not known to be done."""
+        waiting = sum(job.settings.steps for job in self.queue.waiting)
+        return waiting + sum(slot.job.settings.steps - slot.step for slot in self.busy)
+
+    @property
+    def loss(self) -> float | None:
+        """Mean over the LoRAs under way of their latest loss."""
+        latest = [slot.losses[-1] for slot in self.busy if slot.losses]
+        return sum(latest) / len(latest) if latest else None
+
+    # ---- rows
+
+    def _batch(self, draws: dict[int, Draw]) -> FitBatch:
+        """Rows of slots without a draw are zeros: the width of the pack never changes."""
+        some = next(iter(draws.values()))
+        idle = Draw(*map(torch.zeros_like, (some.clean, some.noise, some.timesteps, some.mask)))
+        rows = [draws.get(index, idle) for index in range(len(self.slots))]
+        clean, noise = (torch.cat([getattr(row, name) for row in rows]).to(self.pack.flat) for name in ("clean", "noise"))
+        timesteps = torch.cat([row.timesteps for row in rows])
+        masked = any(slot.masks is not None for slot in self.busy)
+        mask = torch.cat([row.mask for row in rows]).to(self.pack.flat) if masked else None
+        level = self.backbone.noise_levels(timesteps).to(self.pack.flat)
+        texts = tuple(slot.job.settings.prompt if slot else "" for slot in self.slots)
+        prompts = None
+        if not self.run.text_encoder_targets:
+            empty = self.busy[0].prompt
+            count = len(some.timesteps)
+            prompts = PromptEmbeds.cat([slot.prompt if slot else empty for slot in self.slots for _ in range(count)])
+        noised = Noised(clean, noise, level, self.backbone.prediction, mask)
+        return FitBatch(noised, timesteps.to(self.pack.flat.device), texts, prompts)
+
+    def _of_slots(self, losses: torch.Tensor) -> torch.Tensor:
+        """The loss of each slot (N,) from its rows'; in a team, this rank's part of it."""
+        rows = losses.unflatten(0, (len(self.slots), -1))
+        return rows.mean(1) * (rows.shape[1] / self.run.batch_size)
+
+    @torch.no_grad()
+    def _look_at_held_out(self) -> None:
+        """The held-out loss of those LoRAs whose time it is, all in the same forwards."""
+        due = [slot for slot in self.busy if slot.due]
+        if not due:
+            return
+        draws = [slot.draw_held_out(self.run.batch_size, self.backbone.num_train_timesteps) for slot in due]
+        parts = []
+        with self.adapters():
+            for part in zip(*draws, strict=True):
+                batch = self._batch({slot.index: draw for slot, draw in zip(due, part, strict=True)})
+                parts.append(self._of_slots(self.losses(batch)))
+        losses = self.team.agree(torch.stack(parts).mean(0).tolist())
+        for slot in due:
+            slot.held_out.append(losses[slot.index])
+
+    # ---- jobs
+
+    def _claim(self) -> FitJob | None:
+        sides = {crop_side(slot.job, self.backbone) for slot in self.busy}
+        if self.team.size == 1:
+            return self.queue.claim(lambda job: not sides or crop_side(job, self.backbone) in sides)
+        claimed = self.queue.claim() if self.team.rank == 0 else None
+        key = self.team.agree(claimed.identity.key if claimed else None)
+        return self.queue.adopt(key) if key else None
+
+    def _open(self, job: FitJob, index: int, history: Sequence[str] = ()) -> Slot:
+        """Encode the picture and its prompt once; then the encoders leave the device again."""
+        device = self.pack.flat.device
+        with torch.no_grad(), encoders_on(device, self.backbone, self.run):
+            pixels, masks = take_crops(
+                job.picture.paths,
+                job.settings.crops,
+                job.settings.seed,
+                resolution=self.backbone.resolution,
+                multiple=self.backbone.size_multiple,
+                mask=self._find_mask(job),
+            )
+            latents = self._encode(pixels)
+            prompt = self.backbone.encode_prompt([job.settings.prompt])
+        scaled = job.settings.precision == "16-mixed"
+        slot = open_slot(
+            job,
+            index,
+            self.pack,
+            latents,
+            prompt,
+            loss_scale=LossScale(2.0**15, dynamic=True) if scaled else LossScale(),
+            history=history,
+            masks=None if masks is None else functional.interpolate(masks, latents.shape[2:], mode="area").to(latents),
+        )
+        state = self.queue.library.state_file(job.identity)
+        if state.is_file():
+            slot.restore(state)
+            log.info("%s goes on from step %d", job.identity.name, slot.step)
+        return slot
+
+    def _encode(self, pixels: torch.Tensor) -> torch.Tensor:
+        """E of each crop; equal crops, as of a picture no larger than they are, are encoded once."""
+        known: dict[bytes, torch.Tensor] = {}
+        names = [crop.numpy().tobytes() for crop in pixels]
+        for name, crop in zip(names, pixels, strict=True):
+            if name not in known:
+                known[name] = self.backbone.encode_image(crop[None].to(self.pack.flat.device))
+        return torch.cat([known[name] for name in names])
+
+    def _find_mask(self, job: FitJob) -> torch.Tensor | None:
+        prompt = parse_mask_prompt(job.settings.mask)
+        if isinstance(prompt, Everything):
+            return None
+        with torch.compiler.set_stance("force_eager"):
+            masker = job.settings.masker
+            masker.setup(self.backbone)
+            return find_masks(masker, load_image(job.picture.paths[0]), [prompt])[0]
+
+    def _save(self, slot: Slot) -> None:
+        if self.team.rank == 0:
+            slot.save(self.queue.library.state_file(slot.job.identity))
+
+    def _finish(self, slots: Sequence[Slot]) -> None:
+        for slot in slots:
+            if slot.stopped:
+                log.info("%s stops early, after step %d of %d", slot.name, slot.step, slot.job.settings.steps)
+        if self.team.rank == 0 and slots:
+            for slot, preview in zip(slots, self._previews(slots), strict=True):
+                self._publish(slot, preview)
+        for slot in slots:
+            self._release(slot)
+
+    def _previews(self, slots: Sequence[Slot]) -> list[Image.Image | None]:
+        with encoders_on(self.pack.flat.device, self.backbone, self.run):
+            return draw_previews(
+                self.backbone,
+                self.pack,
+                slots,
+                self.preview_steps,
+                encode_under_lora=bool(self.run.text_encoder_targets),
+                exact=self.deterministic,
+            )
+
+    def _publish(self, slot: Slot, preview: Image.Image | None) -> None:
+        settings = slot.job.settings
+
+        def write(folder: Path) -> None:
+            modules = self.pack.export(slot.index, settings.rank)
+            parts = by_part(modules) if settings.text_encoder_targets else {NETWORK: modules}
+            configs = {part: settings.config if part == NETWORK else settings.text_config for part in parts}
+            save_lora(folder, parts, configs, prediction_type=self.backbone.prediction.name)
+            write_lora_card(folder, slot.job, slot.losses, preview)
+
+        self.queue.publish(slot.job, write, slot.history, slot.step)
+        if preview is not None:
+            self.watcher.on_preview(slot, preview)
+
+    def _quarantine(self, slot: Slot, reason: str) -> None:
+        """Start a LoRA that is not finite again, at a lower learning rate; the second time, give it up."""
+        job, path = slot.job, slot.job.picture.paths[0]
+        self._release(slot)
+        if not slot.history:
+            log.warning("%s: %s; it starts again at %g of its learning rate", path, reason, RETRY_FACTOR)
+            if self.team.rank == 0:
+                self.queue.library.state_file(job.identity).unlink(missing_ok=True)
+            self.team.agree(None)  # none reads the old state
+            history = [f"{reason}; started again at {RETRY_FACTOR:g} of its learning rate"]
+            self.slots[slot.index] = self._open(job, slot.index, history)
+            return
+        if self.team.rank == 0:
+            log.error("%s: %s; it is given up", path, reason)
+            self.queue.fail(
+                job, f"{reason}, also at {RETRY_FACTOR:g} of its learning rate; try precision 32 or another rate"
+            )
+
+    def _release(self, slot: Slot) -> None:
+        slot.close()
+        self.slots[slot.index] = None
+
+
+def open_pack(
+    backbone: Backbone, run: FitSettings, jobs: Sequence[FitJob], width: int, device: torch.device, dtype: torch.dtype
+) -> LoRAPack:
+    """A pack for these jobs on everything that they train, its adapters open to gradients."""
+    configs = {NETWORK: widest(run, jobs).config}
+    models = {NETWORK: backbone.network}
+    if run.text_encoder_targets:
+        models = backbone.parts
+        configs = {part: configs[NETWORK] if part == NETWORK else widest(run, jobs).text_config for part in models}
+        pack = pack_of_parts(models, configs, width, device=device, dtype=dtype)
+    else:
+        pack = LoRAPack(models[NETWORK], configs[NETWORK], width, device=device, dtype=dtype)
+    pack.train()
+    return pack
+
+
+def widest(run: FitSettings, jobs: Sequence[FitJob]) -> FitSettings:
+    """The run with the largest rank among the jobs, done or not, so that it is the same when a run is taken up again."""
+    return replace(run, rank=max((job.settings.rank for job in jobs), default=run.rank))
+
+
+def crop_side(job: FitJob, backbone: Backbone) -> int:
+    return job.settings.crops.side(backbone.resolution, backbone.size_multiple)
+
+
+@contextmanager
+def encoders_on(device: torch.device, backbone: Backbone, run: FitSettings) -> Iterator[None]:
+    """The encoders leave the device afterwards; text encoders that LoRAs reach stay: every step encodes prompts."""
+    backbone.park_encoders(device)
+    try:
+        yield
+    finally:
+        backbone.park_encoders("cpu")
+        if run.text_encoder_targets:
+            for text_encoder in backbone.text_encoders.values():
+                text_encoder.to(device)
+
+
+def slot_memory(
+    backbone: Backbone, run: FitSettings, jobs: Sequence[FitJob], device: torch.device, dtype: torch.dtype
+) -> int:
+    """Bytes of one LoRA under way with the largest crops: a step's activations, weights and optimizer."""
+    side = max(crop_side(job, backbone) for job in jobs)
+    pack = open_pack(backbone, run, jobs, 1, device, dtype)
+    try:
+        with torch.no_grad(), encoders_on(device, backbone, run):
+            latents = backbone.encode_image(torch.zeros(1, 3, side, side, device=device))
+            prompt = backbone.encode_prompt([""])
+        rows = latents.expand(run.batch_size, -1, -1, -1)
+        timesteps = torch.zeros(run.batch_size, dtype=torch.int64, device=device)
+
+        def forward() -> torch.Tensor:
+            own = backbone.encode_prompt([""]) if run.text_encoder_targets else prompt
+            return backbone.predict(rows, timesteps, own[[0] * run.batch_size]).square().mean()
+
+        with pack.rows(Rows(None)):
+            step = step_memory(forward, backbone.parameters(), device)
+    finally:
+        pack.detach()
+    crops = MOST_CROPS * latents.numel() * latents.element_size()
+    return step + optimizer_memory(run.optimizer, pack.flat.detach()[0]) + crops
+
+

@@ -1,0 +1,132 @@
+"""A row as its file gives it in; what its cells mean, checked by a pydantic model, or the problems of each cell out."""
+
+from __future__ import annotations
+
+import math
+import re
+from functools import cache
+from pathlib import Path
+from stat import S_ISDIR
+from typing import Annotated, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo
+from pydantic_core import ErrorDetails, PydanticCustomError
+
+from diffstyler.checks import MAX_SEED, in_our_words
+from diffstyler.manifests.table import Row, Table
+from diffstyler.masking.prompt import File, with_files_from
+from diffstyler.masking.prompt_parser import parse_mask_prompt
+
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
+
+_INTEGER = re.compile(r"(\d{1,19})(\.0*)?", re.ASCII)  # pandas writes the integers of a column with gaps as 3.0
+
+_UNUSABLE = re.compile("[\0\ud800-\udfff]")
+
+
+class Cells(BaseModel):
+    """The columns of a row; None = not given. Validate with a :class:`Folder` as the context."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    @property
+    def given(self) -> dict:
+        """The columns that the row gives."""
+        return {name: value for name, value in vars(self).items() if name in self.model_fields_set}
+
+
+class Folder:
+    """Where the paths of a manifest start: each is looked up once, and each mask prompt parsed once."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.find = cache(self._find)
+        self.mask = cache(self._mask)
+
+    def _find(self, written: str) -> tuple[Path, bool]:
+        """The path, and whether it is a folder."""
+        path = self.path / written
+        try:
+            return path, S_ISDIR(path.stat().st_mode)
+        except OSError as error:
+            raise ValueError(f"no such file: {written!r} (looked for {path.absolute()})") from error
+
+    def _mask(self, written: str) -> str:
+        """The mask prompt in its canonical form, its files found."""
+        prompt = with_files_from(parse_mask_prompt(written), self.path)
+        for file in (node.path for node in prompt.walk() if isinstance(node, File)):
+            if not file.is_file():
+                raise ValueError(f"no such mask file (looked for {file.absolute()})")
+        return str(prompt)
+
+
+Model = TypeVar("Model", bound=Cells)
+
+
+def check(model: type[Model], row: Row, table: Table, folder: Folder) -> Model | None:
+    """What the row says; None where something is wrong with it, which the table then knows."""
+    try:
+        return model.model_validate(row.values, context=folder)
+    except ValidationError as error:
+        for problem in error.errors(include_url=False):
+            _tell(problem, model, row, table)
+        return None
+
+
+def _tell(problem: ErrorDetails, model: type[Cells], row: Row, table: Table) -> None:
+    place = list(problem["loc"])
+    if place and place[0] in table.nested and place[0] not in row.values:
+        del place[:2]  # the row itself is the one nested object
+    column = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place)[1:]
+    if problem["type"] != "extra_forbidden":
+        if not (problem["type"] == "missing" and column in table.told):
+            table.add(row.number, in_our_words(problem, model), column)
+        return
+    if len(place) > 1:
+        return table.add(row.number, table.unknown(str(place[-1]), table.nested[str(place[0])]), column)
+    outer = next((name for name, inner in table.nested.items() if column in inner and name in row.values), None)
+    belongs = f"belongs inside each of {outer!r} where a row has them"
+    table.add(row.number, belongs if outer else table.unknown(column, table.columns), column)
+
+
+def plain_text(value: object) -> str:
+    if not isinstance(value, str) or _UNUSABLE.search(value):
+        raise PydanticCustomError("text", "expected text")
+    return value
+
+
+def _number(value: object) -> object:
+    if not _NUMBER.fullmatch(str(value)) or not math.isfinite(float(str(value))):
+        raise PydanticCustomError("number", "expected a number")
+    return value
+
+
+def _integer(value: object) -> object:
+    if not (match := _INTEGER.fullmatch(str(value))):
+        raise PydanticCustomError("integer", "expected an integer")
+    return match[1] if isinstance(value, str) else value
+
+
+def _there(value: object, info: ValidationInfo) -> Path:
+    return info.context.find(plain_text(value))[0]  # type: ignore[union-attr]
+
+
+def _file(value: object, info: ValidationInfo) -> Path:
+    path, is_folder = info.context.find(plain_text(value))  # type: ignore[union-attr]
+    if is_folder:
+        raise ValueError(f"expected a file, got the folder {value!r} ({path.absolute()})")
+    return path
+
+
+def _mask(value: object, info: ValidationInfo) -> str:
+    return info.context.mask(plain_text(value))  # type: ignore[union-attr]
+
+
+as_number, as_integer = BeforeValidator(_number), BeforeValidator(_integer)  # after the bounds in an Annotated
+
+Text = Annotated[str, BeforeValidator(plain_text)]
+Fraction = Annotated[float, Field(ge=0, le=1), as_number]
+Seed = Annotated[int, Field(ge=0, le=MAX_SEED), as_integer]
+ExistingFile = Annotated[Path, BeforeValidator(_file)]
+FileOrFolder = Annotated[Path, BeforeValidator(_there)]
+Mask = Annotated[str, BeforeValidator(_mask)]
