@@ -45,6 +45,8 @@ class Backbone(nn.Module, ABC):
     num_train_timesteps: int
     #: what the network's output means
     prediction: Prediction
+    #: pictures are encoded and decoded in tiles, which gives other pixels
+    vae_tiling: bool = False
     #: the arguments that it was made with, those with a default only where they differ from it
     options: dict[str, object]
     #: the share of attention that a phrase draws at least somewhere in a picture that shows it; 0 = not known

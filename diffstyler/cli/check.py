@@ -119,7 +119,7 @@ class CountedRegion:
 def unet_rows(stylizer: Stylizer, triple: Triple) -> int:
     """Rows through the UNet for a picture whose content is seen first: inversion, sources and targets."""
     steps = stylizer.num_inference_steps
-    inversion = (stylizer.inversion_steps or steps) * (1 + stylizer.inversion_refinements)
+    inversion = stylizer.inversion_steps * (1 + stylizer.inversion_refinements)
     regions = [
         CountedRegion(
             covers_all=isinstance(parse_mask_prompt(region.mask), Everything),
