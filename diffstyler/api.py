@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import chain
 from pathlib import Path
 
 import lightning
@@ -20,7 +19,7 @@ from diffstyler.images import load_image, to_image
 from diffstyler.predict.data import PredictData
 from diffstyler.predict.stylizer import Stylizer
 from diffstyler.predict.writer import PredictError
-from diffstyler.types import Failed, StyleRegion, Triple
+from diffstyler.types import Failed, StyleRegion, Stylized, Triple
 
 
 def fit(
@@ -73,13 +72,32 @@ def stylize(
         path = style.folder if isinstance(style, FittedLoRA) else Path(style)
         region = StyleRegion(path, strength=strength)
         triple = Triple(f"{Path(content).stem}-{path.stem}", Path(content), (region,), content_prompt=content_prompt)
-        predictions = _trainer(precision=precision).predict(stylizer, datamodule=PredictData(triples=[triple]))
-    for outcome in chain.from_iterable(predictions or ()):
+        keep = _Keep()
+        trainer = _trainer(precision=precision, callbacks=[keep])
+        trainer.predict(stylizer, datamodule=PredictData(triples=[triple]), return_predictions=False)
+    for outcome in keep.outcomes:
         if isinstance(outcome, Failed):
-            raise PredictError(f"{content}: {outcome.reason}")
+            raise PredictError(outcome.reason)
         return to_image(outcome.pixels)
-    assert stylizer.writer is not None  # else it would have been made
+    assert stylizer.writer is not None  # it was there already
     return load_image(stylizer.writer.output_dir / f"{triple.id}.png")
+
+
+class _Keep(lightning.Callback):
+    """What the last batch gave; Lightning's own keeping cannot hold frozen dataclasses."""
+
+    outcomes: Sequence[Stylized | Failed] = ()
+
+    def on_predict_batch_end(
+        self,
+        trainer: lightning.Trainer,
+        pl_module: lightning.LightningModule,
+        outputs: Sequence[Stylized | Failed],  # type: ignore[override]
+        batch: object,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        self.outcomes = outputs
 
 
 def _trainer(**options: object) -> lightning.Trainer:

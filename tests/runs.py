@@ -36,7 +36,8 @@ def stylize(
 ) -> list[Image.Image]:
     settings = {"num_inference_steps": 3, "guidance_scale": 2.0, **settings}
     precision = settings.pop("precision", "32-true")
-    module = Stylizer(StableDiffusion(str(tiny_dir)), lora_dir=studio / "loras", output_dir=studio / out, **settings)
+    settings.setdefault("backbone", StableDiffusion(str(tiny_dir)))
+    module = Stylizer(lora_dir=studio / "loras", output_dir=studio / out, **settings)
     trainer = lightning.Trainer(
         accelerator="cpu",
         precision=precision,

@@ -284,10 +284,8 @@ class Stylizer(lightning.LightningModule):
             "num_inference_steps": self.num_inference_steps,
             "inversion_steps": self.inversion_steps,
             "inversion_refinements": self.inversion_refinements,
-            "injection": describe(self.injection),
-            "initial": describe(self.initial),
+            **self.record,
             **({"style_inversion": "own aspect"} if self.initial.needs_style else {}),
-            "fusion": describe(self.fusion),
             "keep_outside": self.keep_outside,
             **(masking if masked else {}),
             "content_lora": self.content_lora,
@@ -313,8 +311,11 @@ class Stylizer(lightning.LightningModule):
 
         Raises:
             MissingLoRAError: some pictures have none.
+            InexpressibleError: a strategy cannot be recorded.
             DiffstylerError: a mask prompt cannot be right, a LoRA file is damaged, or several LoRAs fit one picture.
         """
+        strategies = {"injection": self.injection, "initial": self.initial, "fusion": self.fusion}
+        self.record = {name: describe(strategy) for name, strategy in strategies.items()}
         triples = self._data.triples
         check_masks(triples)
         if self.initial.needs_style:
