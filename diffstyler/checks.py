@@ -15,7 +15,7 @@ MAX_SEED = 2**63 - 1
 
 
 def in_our_words(problem: ErrorDetails, kind: type) -> str:
-    """One problem of a ``kind``, a pydantic model or dataclass: the words of its own ValueError, else its bounds."""
+    """One problem of a ``kind``, a pydantic model or dataclass: the words of our own errors, else its bounds."""
     if problem["type"] == "value_error":
         return str(problem["ctx"]["error"])  # type: ignore[typeddict-item]
     name = next((part for part in reversed(problem["loc"]) if isinstance(part, str)), "")

@@ -46,9 +46,9 @@ def _arguments(thing: object) -> list[str]:
         names = list(inspect.signature(kind.__init__).parameters)[1:]
         if all(hasattr(thing, name) for name in names):
             return names
-    elif kind.__init__ is object.__init__ and kind.__reduce__ is object.__reduce__ and hasattr(thing, "__dict__"):
-        if kind.__reduce_ex__ is object.__reduce_ex__ and not inspect.isroutine(thing):  # made in Python
-            return sorted(vars(thing))
+    reduces = (kind.__reduce__, kind.__reduce_ex__) == (object.__reduce__, object.__reduce_ex__)
+    if kind.__init__ is object.__init__ and reduces and hasattr(thing, "__dict__") and not inspect.isroutine(thing):
+        return sorted(vars(thing))  # of a class written in Python that takes no arguments
     raise InexpressibleError(
         f"{thing!r} cannot be recorded: expected plain values, or an object of a class that keeps its arguments as "
         "attributes (a dataclass does)"

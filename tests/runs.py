@@ -121,7 +121,7 @@ class KillAt(lightning.Callback):
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         if batch_idx + 1 == self.step:
-            pl_module.slots = [None] * len(pl_module.slots)
+            pl_module.bench.slots = [None] * len(pl_module.bench.slots)
             raise KilledError
 
 

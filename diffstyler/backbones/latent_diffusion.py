@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import logging
@@ -124,23 +125,23 @@ class LatentDiffusion(Backbone):
         self.offload |= offload
 
     def outline(self, dtype: torch.dtype) -> LatentDiffusion:
-        """UNet and autoencoder by their configurations alone, for tensors that hold no data; returns self."""
+        """Another of its kind, UNet and autoencoder by their configurations alone, for tensors that hold no data."""
         folder = self.source.configurations
         if folder is None or not Path(folder).is_dir():
             raise DiffstylerError(
                 f"model '{self.model}': no configurations to forecast from; set model.backbone.config"
             )
-        default = torch.get_default_dtype()
+        outlined, default = copy.copy(self), torch.get_default_dtype()
+        outlined._modules = {}
         try:
             torch.set_default_dtype(dtype)
-            self.unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(folder, subfolder="unet"))
+            outlined.unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(folder, subfolder="unet"))
             torch.set_default_dtype(torch.float32 if dtype == torch.float16 else dtype)
-            self.vae = AutoencoderKL.from_config(AutoencoderKL.load_config(folder, subfolder="vae"))
+            outlined.vae = AutoencoderKL.from_config(AutoencoderKL.load_config(folder, subfolder="vae"))
         finally:
             torch.set_default_dtype(default)
-        self._set_up_sizes()
-        self.requires_grad_(False).eval()
-        return self
+        outlined._set_up_sizes()
+        return outlined.requires_grad_(False).eval()
 
     def blank_prompt(self, rows: int) -> PromptEmbeds:
         """Conditioning of the right shape without a meaning, where the UNet is."""
@@ -182,6 +183,10 @@ class LatentDiffusion(Backbone):
     @property
     def network(self) -> nn.Module:
         return self.unet
+
+    @property
+    def latent_channels(self) -> int:
+        return int(self.unet.config["in_channels"])
 
     @property
     def text_encoders(self) -> dict[str, nn.Module]:

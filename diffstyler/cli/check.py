@@ -46,7 +46,7 @@ def check_fit(finetuner: LoRAFinetuner, data: FitData, trainer: lightning.Traine
     def jobs() -> str:
         data.setup("fit")
         finetuner.setup("fit")
-        done, total = len(finetuner.farm.finished), len(finetuner.farm.jobs)
+        done, total = len(finetuner.queue.finished), len(finetuner.queue.jobs)
         return f"{total} LoRAs of {len(data.pictures)} pictures, {done} of them are there, {total - done} to fit"
 
     found = [_attempt("model", lambda: _model(finetuner)), _attempt("pictures", jobs)]
@@ -57,10 +57,10 @@ def check_fit(finetuner: LoRAFinetuner, data: FitData, trainer: lightning.Traine
     def cost() -> Iterator[Finding]:
         forecast = finetuner.forecast()
         yield _attempt("memory", lambda: _fit_memory(finetuner, forecast, device))
-        steps = [job.steps for job in finetuner.farm.waiting]
+        steps = [job.settings.steps for job in finetuner.queue.waiting]
         mean = sum(steps) / len(steps) if steps else trainer.max_steps
         speed, guess = _speed(device, finetuner.backbone_dtype)
-        seconds = forecast.flops(1, finetuner.batch_size) * mean / speed
+        seconds = forecast.flops(1, finetuner.run.batch_size) * mean / speed
         left = f"; {_duration(seconds * len(steps))} for the {len(steps)} that are left" if steps else ""
         yield Finding("time", f"{_pace(seconds, 'LoRA')}{left} ({guess})")
 
@@ -179,10 +179,10 @@ def _model(model: LoRAFinetuner | Stylizer) -> str:
 
 def _fit_memory(finetuner: LoRAFinetuner, forecast: FitForecast, device: torch.device) -> str:
     ceiling = _ceiling(finetuner.max_memory, device)
-    plan = plan_fit(forecast, ceiling, finetuner.batch_size, finetuner.slots_wanted())
+    plan = plan_fit(forecast, ceiling, finetuner.run.batch_size, finetuner.slots_wanted())
     if plan.checkpointing and finetuner.max_memory is None and not finetuner.gradient_checkpointing:
         raise ValueError(
-            f"one LoRA takes {forecast.bytes(1, finetuner.batch_size, checkpointing=False) / GIB:.2f} GiB by "
+            f"one LoRA takes {forecast.bytes(1, finetuner.run.batch_size, checkpointing=False) / GIB:.2f} GiB by "
             f"forecast, {ceiling / GIB:.2f} are free; set model.gradient_checkpointing or model.max_memory"
         )
     return f"{plan}, {ceiling / GIB:.2f} GiB to have"

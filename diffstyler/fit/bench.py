@@ -20,7 +20,7 @@ from diffstyler.diffusion.denoiser import one_thread
 from diffstyler.distributed import POLL_SECONDS, Team
 from diffstyler.fit.crops import MOST_CROPS, take_crops
 from diffstyler.fit.job_queue import JobQueue
-from diffstyler.fit.jobs import FitJob, FitPicture, FitSettings
+from diffstyler.fit.jobs import FitJob, FitSettings
 from diffstyler.fit.lora_card import write_lora_card
 from diffstyler.fit.losses import Noised
 from diffstyler.fit.preview import draw_previews
@@ -213,7 +213,9 @@ class FitBench:
         some = next(iter(draws.values()))
         idle = Draw(*map(torch.zeros_like, (some.clean, some.noise, some.timesteps, some.mask)))
         rows = [draws.get(index, idle) for index in range(len(self.slots))]
-        clean, noise = (torch.cat([getattr(row, name) for row in rows]).to(self.pack.flat) for name in ("clean", "noise"))
+        clean, noise = (
+            torch.cat([getattr(row, name) for row in rows]).to(self.pack.flat) for name in ("clean", "noise")
+        )
         timesteps = torch.cat([row.timesteps for row in rows])
         masked = any(slot.masks is not None for slot in self.busy)
         mask = torch.cat([row.mask for row in rows]).to(self.pack.flat) if masked else None
@@ -386,7 +388,7 @@ def open_pack(
 
 
 def widest(run: FitSettings, jobs: Sequence[FitJob]) -> FitSettings:
-    """The run with the largest rank among the jobs, done or not, so that it is the same when a run is taken up again."""
+    """The run with the largest rank among all jobs, done or not: it is the same when a run is taken up again."""
     return replace(run, rank=max((job.settings.rank for job in jobs), default=run.rank))
 
 
@@ -430,5 +432,3 @@ def slot_memory(
         pack.detach()
     crops = MOST_CROPS * latents.numel() * latents.element_size()
     return step + optimizer_memory(run.optimizer, pack.flat.detach()[0]) + crops
-
-

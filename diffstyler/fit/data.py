@@ -27,8 +27,8 @@ class FitData(lightning.LightningDataModule):
 
     Args:
         manifest: CSV, JSON Lines or Parquet with a row for each picture to make; its style (or content) pictures.
-        jobs: CSV, JSON Lines or Parquet with a row for each LoRA, in place of a manifest or beside it: ``picture`` and, where
-            they differ from the run's, ``role``, ``prompt``, ``seed``, ``steps``, ``learning_rate``, ``rank``,
+        jobs: CSV, JSON Lines or Parquet with a row for each LoRA, in place of a manifest or beside it: ``picture`` and,
+            where they differ from the run's, ``role``, ``prompt``, ``seed``, ``steps``, ``learning_rate``, ``rank``,
             ``alpha``, ``gradient_clip``, ``mask``, ``resolution``, ``crop_size``.
         pictures: pictures named one by one, in place of a manifest or beside it.
         role: "style" or "content": which pictures of the manifest.
@@ -58,7 +58,9 @@ class FitData(lightning.LightningDataModule):
         if pack_size != "auto" and pack_size < 1:
             raise DiffstylerError(f"data.pack_size: expected at least 1 or 'auto', got {pack_size}")
         if together is not None and (jobs is not None or not together):
-            raise DiffstylerError("data.together: expected a name, and no data.jobs, each row of which is a LoRA of its own")
+            raise DiffstylerError(
+                "data.together: expected a name, and no data.jobs, each row of which is a LoRA of its own"
+            )
         if manifest is None and jobs is None and not pictures:
             raise DiffstylerError("nothing to fit: expected data.manifest, data.jobs or data.pictures")
         self.manifest = manifest
@@ -87,7 +89,9 @@ class FitData(lightning.LightningDataModule):
             picture = FitPicture((path,), picture_sha256(load_image(path)), path.stem, given)
             distinct.setdefault((picture.sha256, given["mask"]), picture)
         rows = read_lora_jobs(self.jobs) if self.jobs is not None else ()
-        listed = [FitPicture((r.picture,), picture_sha256(load_image(r.picture)), r.picture.stem, r.given) for r in rows]
+        listed = [
+            FitPicture((r.picture,), picture_sha256(load_image(r.picture)), r.picture.stem, r.given) for r in rows
+        ]
         self.pictures = [*distinct.values(), *listed]
         if self.together is not None:
             self.pictures = [self._set_of(self.pictures, self.together)]

@@ -35,7 +35,9 @@ class EarlyStop:
                 raise DiffstylerError(f"early_stop.{name}: expected at least 1, got {getattr(self, name)}")
         for name in ("smoothing", "improvement"):
             if not 0 <= getattr(self, name) < 1:
-                raise DiffstylerError(f"early_stop.{name}: expected a fraction in 0 … below 1, got {getattr(self, name)}")
+                raise DiffstylerError(
+                    f"early_stop.{name}: expected a fraction in 0 … below 1, got {getattr(self, name)}"
+                )
 
     def stops(self, losses: Sequence[float]) -> bool:
         """Whether a LoRA with these held-out losses, the latest last, is done."""

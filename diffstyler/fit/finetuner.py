@@ -11,6 +11,7 @@ from typing import Literal, Protocol
 
 import lightning
 import torch
+from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from PIL import Image
@@ -61,13 +62,11 @@ NO_FLAGS = {
     "accumulate_grad_batches": (1,),
     "gradient_clip_val": (None,),
     "max_epochs": (None, -1, 1, 1000),
-    "min_epochs": (None,),
+    "min_epochs": (None, 0, 1),
     "min_steps": (None,),
     "reload_dataloaders_every_n_epochs": (0,),
-    "checkpoint_callback": (None,),
 }
 CURES = {
-    "checkpoint_callback": "trainer.enable_checkpointing: LoRAs keep their own state; leave it out",
     "gradient_clip_val": "trainer.gradient_clip_val: each LoRA has a gradient of its own; set model.gradient_clip",
     "accumulate_grad_batches": "trainer.accumulate_grad_batches: set model.batch_size",
 }
@@ -419,8 +418,10 @@ def check_flags(trainer: lightning.Trainer) -> None:
     for flag, unset in NO_FLAGS.items():
         value = getattr(trainer, flag)
         if value not in unset:
-            cure = CURES.get(flag, f"trainer.{flag}: trainer.max_steps says how many steps each LoRA takes; leave it out")
+            cure = CURES.get(
+                flag, f"trainer.{flag}: trainer.max_steps says how many steps each LoRA takes; leave it out"
+            )
             raise DiffstylerError(f"{cure} (got {value})")
-    timed = any(isinstance(callback, lightning.pytorch.callbacks.Timer) for callback in trainer.callbacks)
+    timed = any(isinstance(callback, Timer) for callback in trainer.callbacks)  # type: ignore[attr-defined]
     if timed and trainer.world_size > 1:
         raise DiffstylerError("trainer.max_time: ranks do not wait for one another; use it with one device")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -139,12 +139,12 @@ class FitSettings:
             "alpha": self.config.lora_alpha,
             "target_modules": sorted(self.target_modules),
             **({"text_encoder_targets": sorted(self.text_encoder_targets)} if self.text_encoder_targets else {}),
-            "crops": {name: value for name, value in vars(self.crops).items()},
+            "crops": asdict(self.crops),
             "loss": describe(self.loss),
             **self._record_of_optimizer(whole),
             "gradient_clip": self.gradient_clip,
             **self._record_of_mask(),
-            **({"early_stop": dict(vars(self.early_stop))} if self.early_stop else {}),
+            **({"early_stop": asdict(self.early_stop)} if self.early_stop else {}),
             "precision": self.precision,
         }
 

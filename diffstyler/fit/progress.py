@@ -77,9 +77,10 @@ class FitProgress(lightning.Callback):
             fit.queue.notice()
             self._noticed = time.monotonic()
         total = sum(job.settings.steps for job in fit.queue.jobs.values())
-        loss = {} if fit.bench.loss is None else {"loss": fit.bench.loss}
         title = f"LoRAs {len(fit.queue.finished)}/{len(fit.queue.jobs)}"
-        self.progress.update(self.task, completed=total - fit.bench.steps_left, description=title, **loss)
+        self.progress.update(self.task, completed=total - fit.bench.steps_left, description=title)
+        if fit.bench.loss is not None:
+            self.progress.update(self.task, loss=fit.bench.loss)
 
     def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         self._stop()

@@ -108,7 +108,10 @@ class Slot:
     @property
     def due(self) -> bool:
         """Whether it is time to look at the held-out loss."""
-        return self.job.settings.early_stop is not None and len(self.held_out) < self.step // self.job.settings.early_stop.every
+        return (
+            self.job.settings.early_stop is not None
+            and len(self.held_out) < self.step // self.job.settings.early_stop.every
+        )
 
     def draw(self, batch_size: int, num_train_timesteps: int) -> Draw:
         """The rows of the present step: random crops, noise and timesteps."""
@@ -221,7 +224,19 @@ def open_slot(
     own = job.settings.optimizer([weights])
     for group in own.param_groups:
         group["lr"] = (job.settings.learning_rate or group["lr"]) * RETRY_FACTOR ** len(history)
-    return Slot(job, index, pack, latents, prompt, own, job.settings.lr_scheduler(own), weights, loss_scale, list(history), masks)
+    return Slot(
+        job,
+        index,
+        pack,
+        latents,
+        prompt,
+        own,
+        job.settings.lr_scheduler(own),
+        weights,
+        loss_scale,
+        list(history),
+        masks,
+    )
 
 
 def _mix(seed: int, step: int | str) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from functools import cache
 from pathlib import Path
@@ -13,6 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from diffstyler.checks import MAX_SEED, in_our_words
+from diffstyler.errors import DiffstylerError
 from diffstyler.manifests.table import Row, Table
 from diffstyler.masking.prompt import File, with_files_from
 from diffstyler.masking.prompt_parser import parse_mask_prompt
@@ -49,14 +49,14 @@ class Folder:
         try:
             return path, S_ISDIR(path.stat().st_mode)
         except OSError as error:
-            raise ValueError(f"no such file: {written!r} (looked for {path.absolute()})") from error
+            raise DiffstylerError(f"no such file: {written!r} (looked for {path.absolute()})") from error
 
     def _mask(self, written: str) -> str:
         """The mask prompt in its canonical form, its files found."""
         prompt = with_files_from(parse_mask_prompt(written), self.path)
         for file in (node.path for node in prompt.walk() if isinstance(node, File)):
             if not file.is_file():
-                raise ValueError(f"no such mask file (looked for {file.absolute()})")
+                raise DiffstylerError(f"no such mask file (looked for {file.absolute()})")
         return str(prompt)
 
 
@@ -96,7 +96,7 @@ def plain_text(value: object) -> str:
 
 
 def _number(value: object) -> object:
-    if not _NUMBER.fullmatch(str(value)) or not math.isfinite(float(str(value))):
+    if not _NUMBER.fullmatch(str(value)):
         raise PydanticCustomError("number", "expected a number")
     return value
 
@@ -114,7 +114,7 @@ def _there(value: object, info: ValidationInfo) -> Path:
 def _file(value: object, info: ValidationInfo) -> Path:
     path, is_folder = info.context.find(plain_text(value))  # type: ignore[union-attr]
     if is_folder:
-        raise ValueError(f"expected a file, got the folder {value!r} ({path.absolute()})")
+        raise DiffstylerError(f"expected a file, got the folder {value!r} ({path.absolute()})")
     return path
 
 

@@ -18,7 +18,7 @@ ROLES: tuple[Role, ...] = get_args(Role)
 
 Count = Annotated[int, Field(ge=1, le=MAX_SEED), as_integer]
 
-Positive = Annotated[float, Field(gt=0), as_number]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False), as_number]
 
 
 class LoRAJobCells(Cells):

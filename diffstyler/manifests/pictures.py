@@ -13,6 +13,7 @@ from typing import Annotated
 from pydantic import BeforeValidator, Field, model_validator
 
 from diffstyler.checks import shown
+from diffstyler.errors import DiffstylerError
 from diffstyler.manifests.cells import (
     Cells,
     ExistingFile,
@@ -60,7 +61,7 @@ def _id(value: object) -> str:
     if re.fullmatch(r"[\w-][\w.-]*", text) and len(text.encode()) <= MAX_ID_BYTES:
         return text
     expected = f"letters, digits and ._- (at most {MAX_ID_BYTES} bytes, no dot first), as it names files"
-    raise ValueError(f"expected {expected}; got {shown(text)}")
+    raise DiffstylerError(f"expected {expected}; got {shown(text)}")
 
 
 class RegionCells(Cells):
@@ -71,7 +72,7 @@ class RegionCells(Cells):
     prompt: Text | None = None
     negative_prompt: Text | None = None
     strength: Annotated[float, Field(ge=0, le=2), as_number] | None = None
-    guidance_scale: Annotated[float, Field(ge=0), as_number] | None = None
+    guidance_scale: Annotated[float, Field(ge=0, allow_inf_nan=False), as_number] | None = None
     start: Fraction | None = None
     stop: Fraction | None = None
     inject_features: Fraction | None = None
@@ -97,14 +98,15 @@ class PictureCells(Cells):
         """A row without ``regions`` is itself the one region."""
         if "regions" in values:
             return values
-        own = {name: value for name, value in values.items() if name not in REGION_COLUMNS}
-        return {**own, "regions": [{name: values[name] for name in REGION_COLUMNS if name in values}]}
+        own = dict(values)
+        own["regions"] = [{name: own.pop(name) for name in REGION_COLUMNS if name in own}]
+        return own
 
 
 COLUMNS = ("content", *REGION_COLUMNS, "id", "content_prompt", "seed")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class _Row:
     """What one row says; of a wrong one the id alone, and None for each of its regions."""
 

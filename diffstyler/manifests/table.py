@@ -26,7 +26,7 @@ class ManifestError(DiffstylerError):
     """What is wrong with a manifest, one problem a line, in the order of its rows; at most the first 100."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Row:
     """What one row gives, by column; ``number`` counts as a spreadsheet (CSV), the lines, or the rows (Parquet)."""
 
@@ -117,8 +117,8 @@ class Table:
 
     def _filled(self, values: dict[str, object]) -> dict[str, object]:
         """Text stripped; without the known columns that are empty. An unknown one is a mistake even so."""
-        stripped = {name: (v.strip() or None) if isinstance(v, str) else v for name, v in values.items()}
-        return {name: value for name, value in stripped.items() if value is not None or name not in self._known}
+        stripped = ((name, (v.strip() or None) if isinstance(v, str) else v) for name, v in values.items())
+        return {name: value for name, value in stripped if value is not None or name not in self._known}
 
     def _csv(self) -> Iterator[tuple[int, dict[str, object]]]:
         """Rows are counted as a spreadsheet counts them: the header is row 1, blank rows count, cells hold newlines."""
@@ -212,5 +212,5 @@ def _unknown(name: str, valid: tuple[str, ...]) -> str:
 def _unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
     if len(values := dict(pairs)) < len(pairs):
         key, count = Counter(key for key, _ in pairs).most_common(1)[0]
-        raise ValueError(f"key {key!r} appears {count} times")
+        raise DiffstylerError(f"key {key!r} appears {count} times")
     return values

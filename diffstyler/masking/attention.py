@@ -15,10 +15,12 @@ from typing import Annotated
 import torch
 from PIL import Image
 from pydantic import AfterValidator, Field
+from pydantic.dataclasses import dataclass
 from torch import nn
 from torch.nn import functional
 
 from diffstyler.backbones import Backbone
+from diffstyler.errors import DiffstylerError
 from diffstyler.images import fit_size, picture_sha256, to_tensor
 from diffstyler.masking.base import Masker, NothingFoundError, Share, checked_options
 
@@ -27,11 +29,12 @@ ARTICLES = frozenset({"the", "a", "an", "of", "and", "in", "on", "with"})
 
 def _with_a_place(template: str) -> str:
     if "{phrase}" not in template:
-        raise ValueError(f"expected {{phrase}} in it, got '{template}'")
+        raise DiffstylerError(f"expected {{phrase}} in it, got '{template}'")
     return template
 
 
 @checked_options
+@dataclass(eq=False)
 class AttentionMasker(Masker):
     """Text by cross-attention, points by self-attention, boxes as they are.
 

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import functools
 from abc import ABC, abstractmethod
-from dataclasses import field
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import torch
 from PIL import Image
 from pydantic import Field, ValidationError
-from pydantic.dataclasses import dataclass
-from typing_extensions import dataclass_transform
 
 from diffstyler.checks import in_our_words
 from diffstyler.errors import DiffstylerError
@@ -74,23 +71,21 @@ class Masker(ABC):
 Kind = TypeVar("Kind", bound=Masker)
 
 
-@dataclass_transform(field_specifiers=(field,))
 def checked_options(kind: type[Kind]) -> type[Kind]:
-    """A masker whose annotated fields are its options: constructor arguments that their types check.
+    """For a masker that is a pydantic dataclass, so that its fields are its options, checked by their types.
 
-    The constructor's DiffstylerError names each wrong option as ``masker.<name>``, what was expected and what came.
+    Its constructor's DiffstylerError names each wrong option as ``masker.<name>``, what was expected and what came.
     """
-    checked: Any = dataclass(kind, eq=False)
-    construct = checked.__init__
+    construct = kind.__init__
 
     @functools.wraps(construct)
-    def init(self: object, *args: object, **options: object) -> None:
+    def init(self: Kind, *args: object, **options: object) -> None:
         try:
             construct(self, *args, **options)
         except ValidationError as error:
             problems = [(".".join(map(str, e["loc"])), e) for e in error.errors(include_url=False)]
-            texts = [f"{f'masker.{name}: ' if name else ''}{in_our_words(e, checked)}" for name, e in problems]
+            texts = [f"{f'masker.{name}: ' if name else ''}{in_our_words(e, kind)}" for name, e in problems]
             raise DiffstylerError("\n".join(texts)) from error
 
-    checked.__init__ = init
-    return checked
+    kind.__init__ = init
+    return kind

@@ -20,12 +20,13 @@ from contextlib import contextmanager
 from dataclasses import KW_ONLY
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import torch
 from PIL import Image
 from pydantic import Field
+from pydantic.dataclasses import dataclass
 from torch._tensor_str import printoptions as torch_printoptions
 from torch.nn import functional
 from torchvision.ops import box_iou, masks_to_boxes
@@ -37,8 +38,6 @@ from diffstyler.masking.base import Masker, NothingFoundError, Share, checked_op
 
 if TYPE_CHECKING:
     from transformers import CLIPModel, CLIPProcessor
-    from ultralytics import FastSAM
-    from ultralytics.engine.results import Results
 
     from diffstyler.backbones import Backbone
 
@@ -65,6 +64,7 @@ PICTURES_KEPT = 3
 
 
 @checked_options
+@dataclass(eq=False)
 class FastSAMMasker(Masker):
     """Points, boxes and words by FastSAM's candidates; words are matched to them by CLIP.
 
@@ -188,7 +188,7 @@ class FastSAMMasker(Masker):
         working.thumbnail((self.image_size, self.image_size), Image.Resampling.LANCZOS)
         model = self._model
         with _as_it_was(), torch.autocast(self._device.type, enabled=False):
-            results = model.predict(
+            (result,) = model.predict(
                 np.ascontiguousarray(np.asarray(working)[:, :, ::-1]),  # BGR
                 retina_masks=True,
                 imgsz=self.image_size,
@@ -197,14 +197,16 @@ class FastSAMMasker(Masker):
                 device=str(self._device),
                 verbose=False,
             )
-        (result,) = cast("list[Results]", results)
         if result.masks is None:
             return torch.zeros(0, working.height, working.width, dtype=torch.bool)
         return torch.as_tensor(result.masks.data).cpu() > 0
 
     @cached_property
-    def _model(self) -> FastSAM:
-        """Loaded by the first picture. Twice: first where any pickled code is refused, then by its own class."""
+    def _model(self) -> Any:
+        """ultralytics' FastSAM, loaded by the first picture. Twice: first where any pickled code is refused.
+
+        Its class is not named above: jsonargparse runs imports under TYPE_CHECKING, and would import ultralytics.
+        """
         path = str(self.weights.resolve())
         with _as_it_was():
             _import_quietly()

@@ -27,6 +27,7 @@ from diffstyler.adapters import LoRAPack, Rows
 from diffstyler.backbones import Backbone
 from diffstyler.backbones.latent_diffusion import LatentDiffusion
 from diffstyler.backbones.quantization import quantizable
+from diffstyler.errors import DiffstylerError
 
 #: what allocators and kernels take besides the tensors
 MARGIN = 1.2
@@ -136,7 +137,7 @@ def forecast_fit(backbone: Backbone, size: Size, dtype: torch.dtype, lora: LoraC
             for on in (False, True)
         )
         return FitForecast(
-            _unet_bytes(outline, dtype),
+            _network_bytes(outline, dtype),
             _row_flops(outline, latents),
             training,
             checkpointed,
@@ -147,10 +148,10 @@ def forecast_fit(backbone: Backbone, size: Size, dtype: torch.dtype, lora: LoraC
 def forecast_predict(backbone: Backbone, size: Size, dtype: torch.dtype, lora: LoraConfig) -> PredictForecast:
     """What stylizing with ``backbone``, not loaded, costs for pictures of one size; arguments as of a fit."""
     with _outlined(backbone, size, dtype) as (outline, latents):
-        unet, vae = (sum(p.numel() for p in part.parameters()) for part in (outline.unet, outline.vae))
+        unet, vae = (sum(p.numel() for p in part.parameters()) for part in (outline.network, outline.vae))
         text = max(outline.source.parameter_count() - unet - vae, 0)
         return PredictForecast(
-            _unet_bytes(outline, dtype),
+            _network_bytes(outline, dtype),
             vae * outline.vae.dtype.itemsize,
             text * dtype.itemsize,
             _row_flops(outline, latents),
@@ -162,29 +163,25 @@ def forecast_predict(backbone: Backbone, size: Size, dtype: torch.dtype, lora: L
 
 @contextmanager
 def _outlined(backbone: Backbone, size: Size, dtype: torch.dtype) -> Iterator[tuple[LatentDiffusion, tuple[int, ...]]]:
-    """The backbone on tensors without data, as it was afterwards, and the shape of one picture's latents."""
+    """Another of its kind on tensors without data, and the shape of one picture's latents."""
     if not isinstance(backbone, LatentDiffusion):
-        raise ValueError(f"no forecast for a {type(backbone).__name__}; leave max_memory out")
+        raise DiffstylerError(f"no forecast for a {type(backbone).__name__}; leave max_memory out")
     with torch.device("meta"):
-        backbone.outline(dtype)
-        sides = size(backbone.resolution, backbone.size_multiple)
-        channels = int(backbone.unet.config["in_channels"])  # type: ignore[call-overload]
-        try:
-            yield backbone, (channels, *(side // backbone.size_multiple for side in sides))
-        finally:
-            del backbone.unet, backbone.vae
+        outline = backbone.outline(dtype)
+        sides = size(outline.resolution, outline.size_multiple)
+        yield outline, (outline.latent_channels, *(side // outline.size_multiple for side in sides))
 
 
-def _unet_bytes(backbone: LatentDiffusion, dtype: torch.dtype) -> float:
-    total = sum(p.numel() for p in backbone.unet.parameters())
+def _network_bytes(backbone: LatentDiffusion, dtype: torch.dtype) -> float:
+    total = sum(p.numel() for p in backbone.network.parameters())
     if backbone.quantization is None:
         return total * dtype.itemsize
-    fewer = sum(layer.weight.numel() for layer in quantizable(backbone.unet).values())
+    fewer = sum(layer.weight.numel() for layer in quantizable(backbone.network).values())
     return (total - fewer) * dtype.itemsize + fewer * QUANTIZED_BITS[backbone.quantization] / 8
 
 
 def _lora_parameters(backbone: LatentDiffusion, lora: LoraConfig) -> int:
-    pack = LoRAPack(backbone.unet, lora, 1)
+    pack = LoRAPack(backbone.network, lora, 1)
     pack.detach()
     return pack.flat.shape[1]
 
@@ -287,16 +284,16 @@ def _training_bytes(
     *,
     checkpointing: bool,
 ) -> int:
-    pack = LoRAPack(backbone.unet, lora, rows, dtype=dtype)
+    pack = LoRAPack(backbone.network, lora, rows, dtype=dtype)
     pack.train()
     if checkpointing:
-        backbone.unet.enable_gradient_checkpointing()
-        backbone.unet.train()
+        backbone.recompute_activations()
+        backbone.network.train()
     with _counting() as alive, pack.rows(Rows(None)):
         _predict(backbone, rows, latents).float().sum().backward()
     pack.detach()
-    backbone.unet.disable_gradient_checkpointing()
-    backbone.unet.eval()
+    backbone.recompute_activations(False)
+    backbone.network.eval()
     return alive.peak
 
 

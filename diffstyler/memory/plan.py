@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from diffstyler.errors import DiffstylerError
 from diffstyler.images import ImageError, fit_size, image_size
 from diffstyler.memory.forecast import FitForecast, PredictForecast
 
@@ -18,7 +19,7 @@ GIB = 2**30
 MOST_ROWS = 64
 
 
-class MemoryBudgetError(ValueError):
+class MemoryBudgetError(DiffstylerError):
     """It does not fit however it is cut; the text says by how much, and what to do."""
 
 

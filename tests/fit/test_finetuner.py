@@ -13,7 +13,7 @@ from diffstyler.adapters import LoRALibrary
 from diffstyler.backbones import StableDiffusion
 from diffstyler.fit.data import FitData
 from diffstyler.fit.early_stop import EarlyStop
-from diffstyler.fit.finetuner import FitError, LoRAFinetuner
+from diffstyler.fit.finetuner import FitError
 from diffstyler.fit.losses import CleanLoss, MinSNRLoss
 
 
@@ -240,17 +240,17 @@ def test_a_pack_fills_the_free_memory(tiny_dir, pictures, tmp_path, monkeypatch)
     from diffstyler.fit import finetuner
     from diffstyler.memory import measure
 
-    widths, costs, slots = [], [], LoRAFinetuner._slot_memory
+    widths, costs, slots = [], [], finetuner.slot_memory
 
-    def remember(finetuner) -> int:
-        costs.append(slots(finetuner))
+    def remember(*args) -> int:
+        costs.append(slots(*args))
         return costs[-1]
 
     class Width(lightning.Callback):
         def on_train_start(self, trainer, pl_module):
-            widths.append(pl_module.pack.slots)
+            widths.append(pl_module.bench.pack.slots)
 
-    monkeypatch.setattr(LoRAFinetuner, "_slot_memory", remember)
+    monkeypatch.setattr(finetuner, "slot_memory", remember)
     settings = {"pack_size": "auto", "steps": 1, "callbacks": [Width()]}
     finetune(tiny_dir, tmp_path / "one", pictures[:1], **settings)
     monkeypatch.setattr(finetuner, "free_memory", lambda device, processes: int(2.5 * costs[0]))

@@ -12,17 +12,16 @@ from runs import DDP, children, matrices, start, wait_for
 
 from diffstyler.adapters import LoRAIdentity, LoRALibrary
 from diffstyler.cli.main import main
-from diffstyler.fit.crops import FitPicture
-from diffstyler.fit.job_queue import Failure, FailureLog, Farm
-from diffstyler.fit.jobs import FitJob
+from diffstyler.fit.job_queue import Failure, FailureLog, JobQueue
+from diffstyler.fit.jobs import FitJob, FitPicture, FitSettings
 
 
 def jobs(*steps: int) -> list[FitJob]:
     return [
         FitJob(
-            FitPicture(Path(f"{index}.png"), str(index), "", 0),
+            FitPicture((Path(f"{index}.png"),), str(index), str(index)),
+            FitSettings(steps=number),
             LoRAIdentity("style", str(index), str(index), "model", {}),
-            steps=number,
         )
         for index, number in enumerate(steps)
     ]
@@ -32,8 +31,8 @@ def write(folder: Path) -> None:
     (folder / "weights").write_text("weights")
 
 
-def names(farm: Farm) -> list[str]:
-    return [entry.identity.name for entry in farm.finished]
+def names(queue: JobQueue) -> list[str]:
+    return [entry.identity.name for entry in queue.finished]
 
 
 @pytest.fixture
@@ -42,27 +41,27 @@ def library(tmp_path: Path) -> LoRALibrary:
 
 
 def test_the_largest_wanted_job_comes_first(library):
-    farm = Farm(library, jobs(5, 20, 10))
-    farm.order(lambda job: -job.steps)
-    assert [farm.claim(lambda job: job.steps > 5).steps for _ in range(2)] == [10, 20]
-    assert farm.claim(lambda job: job.steps > 5) is None
-    assert farm.claim().steps == 5
+    queue = JobQueue(library, jobs(5, 20, 10))
+    queue.order(lambda job: -job.settings.steps)
+    assert [queue.claim(lambda job: job.settings.steps > 5).settings.steps for _ in range(2)] == [10, 20]
+    assert queue.claim(lambda job: job.settings.steps > 5) is None
+    assert queue.claim().settings.steps == 5
 
 
 def test_the_longest_job_comes_first(library):
-    farm = Farm(library, jobs(5, 20, 10))
-    claimed = [farm.claim() for _ in range(4)]
-    assert [job and job.steps for job in claimed] == [20, 10, 5, None]
+    queue = JobQueue(library, jobs(5, 20, 10))
+    claimed = [queue.claim() for _ in range(4)]
+    assert [job and job.settings.steps for job in claimed] == [20, 10, 5, None]
 
 
 def test_jobs_of_equal_identity_count_once(library):
-    assert len(Farm(library, [*jobs(5, 5), *jobs(5)]).waiting) == 2
+    assert len(JobQueue(library, [*jobs(5, 5), *jobs(5)]).waiting) == 2
 
 
 def test_a_job_is_claimed_by_one_farm_alone(library):
-    one, other = Farm(library, jobs(3, 2)), Farm(library, jobs(3, 2))
+    one, other = JobQueue(library, jobs(3, 2)), JobQueue(library, jobs(3, 2))
     first, second = one.claim(), other.claim()
-    assert (first.steps, second.steps) == (3, 2)
+    assert (first.settings.steps, second.settings.steps) == (3, 2)
     assert one.claim() is None
     assert len(one.waiting) == 1
     one.publish(first, write, ["it was hard"])
@@ -72,39 +71,39 @@ def test_a_job_is_claimed_by_one_farm_alone(library):
     assert other.claim() is None
     one.publish(second, write)
     assert names(one) == ["0", "1"]
-    assert names(Farm(library, jobs(3, 2))) == ["0", "1"]
+    assert names(JobQueue(library, jobs(3, 2))) == ["0", "1"]
     assert one.finished[0].history == ("it was hard",)
     assert list((library.lora_dir / ".unfinished").iterdir()) == []
 
 
 def test_what_another_process_finished_is_found(library):
-    one, other = Farm(library, jobs(3, 2)), Farm(library, jobs(3, 2))
+    one, other = JobQueue(library, jobs(3, 2)), JobQueue(library, jobs(3, 2))
     one.publish(one.claim(), write)
-    assert other.claim().steps == 2
+    assert other.claim().settings.steps == 2
     assert names(other) == ["0"]
     other.close()
 
 
 def test_what_others_finished_is_noticed_without_claiming(library):
-    one, other = Farm(library, jobs(3, 2)), Farm(library, jobs(3, 2))
+    one, other = JobQueue(library, jobs(3, 2)), JobQueue(library, jobs(3, 2))
     one.publish(one.claim(), write, steps_taken=2)
     other.notice()
     assert names(other) == ["0"]
     assert other.finished[0].steps_taken == 2
-    assert [job.steps for job in other.waiting] == [2]
+    assert [job.settings.steps for job in other.waiting] == [2]
 
 
 def test_a_failed_job_is_not_tried_again_in_this_run(library):
-    one, other = Farm(library, jobs(3)), Farm(library, jobs(3))
+    one, other = JobQueue(library, jobs(3)), JobQueue(library, jobs(3))
     one.fail(one.claim(), "broken")
     assert other.claim() is None
     assert [failure.reason for failure in other.failed()] == ["broken"]
-    assert Farm(library, []).failed() == []
+    assert JobQueue(library, []).failed() == []
     other.failures.clear({"content"})
     assert other.failed()
     other.failures.clear({"style"})
     assert not (library.lora_dir / "failures.jsonl").exists()
-    assert Farm(library, jobs(3)).claim()
+    assert JobQueue(library, jobs(3)).claim()
 
 
 def test_failures_hold_one_line_for_each_lora(tmp_path):

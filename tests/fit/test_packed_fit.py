@@ -11,11 +11,9 @@ from torch.nn.functional import mse_loss
 
 from diffstyler.adapters import LoRAPack, Rows
 from diffstyler.backbones import StableDiffusion
-from diffstyler.fit.crops import Crops, FitPicture
-from diffstyler.fit.finetuner import ATTENTION
-from diffstyler.fit.jobs import FitJob
+from diffstyler.fit.crops import Crops, take_crops
+from diffstyler.fit.jobs import FitJob, FitPicture, FitSettings
 from diffstyler.fit.slot import LossScale, open_slot
-from diffstyler.images import load_image, picture_sha256
 
 DTYPES = {"64-true": torch.float64, "32-true": torch.float32}
 
@@ -23,21 +21,19 @@ DTYPES = {"64-true": torch.float64, "32-true": torch.float32}
 def fit_with_peft(folder: Path, path: Path, *, steps: int, dtype: torch.dtype, rank: int = 4, alpha: int = 4, lr=1e-3):
     """As the field fits one LoRA: add_adapter, AdamW, clip; only the draws and the initial A are ours."""
     backbone = StableDiffusion(str(folder)).load(dtype)
-    picture = FitPicture(path, picture_sha256(load_image(path)), "painting of <sss>", 0)
-    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(ATTENTION))
+    settings = FitSettings(prompt="painting of <sss>", steps=steps, rank=rank, alpha=alpha)
+    config = settings.config
     with torch.no_grad():
-        pixels, _ = picture.crops(Crops(resolution=64, crop_size=64, count=3), resolution=64, multiple=8)
+        pixels, _ = take_crops([path], Crops(resolution=64, crop_size=64, count=3), 0, resolution=64, multiple=8)
         latents = torch.cat([backbone.encode_image(crop[None]) for crop in pixels])
-        prompt = backbone.encode_prompt([picture.prompt])
+        prompt = backbone.encode_prompt([settings.prompt])
     pack = LoRAPack(backbone.unet, config, 1, dtype=dtype)
     slot = open_slot(
-        FitJob(picture, None, steps, config),
+        FitJob(FitPicture((path,), "", path.stem), settings, None),
         0,
         pack,
         latents,
         prompt,
-        torch.optim.AdamW,
-        lambda optimizer: torch.optim.lr_scheduler.ConstantLR(optimizer),
         loss_scale=LossScale(),
     )
     initial = {name: tensor.to(dtype) for name, tensor in by_peft(pack.export(0)).items()}

@@ -10,9 +10,8 @@ from peft import LoraConfig
 from torch import nn
 
 from diffstyler.adapters import LoRAIdentity, LoRAPack, Rows
-from diffstyler.fit.crops import FitPicture
 from diffstyler.fit.early_stop import EarlyStop
-from diffstyler.fit.jobs import FitJob
+from diffstyler.fit.jobs import FitJob, FitPicture, FitSettings
 from diffstyler.fit.slot import LossScale, NonFiniteLossError, Slot, open_slot
 from diffstyler.types import PromptEmbeds
 
@@ -27,14 +26,19 @@ def open_slots(*seeds: int, optimizer=None, gradient_clip=None, early_stop=None,
     latents = torch.randn(3, 1, 4, 4, generator=torch.Generator().manual_seed(0))
     slots = []
     for index, seed in enumerate(seeds):
-        picture = FitPicture(Path(f"{seed}.png"), f"{seed}", "a picture", seed)
         job = FitJob(
-            picture,
+            FitPicture((Path(f"{seed}.png"),), f"{seed}", f"{seed}"),
+            FitSettings(
+                prompt="a picture",
+                seed=seed,
+                steps=6,
+                rank=2,
+                gradient_clip=gradient_clip,
+                early_stop=early_stop,
+                optimizer=optimizer or (lambda weights: torch.optim.AdamW(weights, lr=0.1)),
+                lr_scheduler=lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, 2),
+            ),
             LoRAIdentity("style", f"{seed}", f"{seed}", "model", {}),
-            steps=6,
-            config=LoraConfig(r=2, lora_alpha=2),
-            gradient_clip=gradient_clip,
-            early_stop=early_stop,
         )
         slots.append(
             open_slot(
@@ -43,8 +47,6 @@ def open_slots(*seeds: int, optimizer=None, gradient_clip=None, early_stop=None,
                 pack,
                 latents,
                 PromptEmbeds(torch.zeros(1, 2, 4)),
-                optimizer or (lambda weights: torch.optim.AdamW(weights, lr=0.1)),
-                lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, 2),
                 loss_scale=LossScale(**loss_scale),
             )
         )

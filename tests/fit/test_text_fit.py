@@ -5,16 +5,15 @@ from pathlib import Path
 import pytest
 import torch
 from low_rank import by_peft
-from peft import LoraConfig, inject_adapter_in_model
+from peft import inject_adapter_in_model
 from runs import KillAt, KilledError, finetune
 from torch.nn.functional import mse_loss
 
 from diffstyler.adapters import WEIGHTS_NAME, LoRALibrary, LoRAPack, inspect_lora, pack_of_parts, read_lora
 from diffstyler.backbones import StableDiffusion
-from diffstyler.fit.crops import Crops, FitPicture
-from diffstyler.fit.jobs import FitJob
+from diffstyler.fit.crops import Crops, take_crops
+from diffstyler.fit.jobs import FitJob, FitPicture, FitSettings
 from diffstyler.fit.slot import LossScale, open_slot
-from diffstyler.images import load_image, picture_sha256
 
 TARGETS = ["to_q", "to_v"]
 TEXT = ["q_proj", "v_proj", "fc1"]
@@ -32,25 +31,22 @@ def fit_text(tiny_dir: Path, folder: Path, paths: list[Path], **settings) -> dic
 def fit_with_peft(folder: Path, path: Path) -> torch.Tensor:
     """As the field fits one LoRA on both models; only the draws and the initial A are ours -> all weights."""
     backbone = StableDiffusion(str(folder)).load(torch.float64)
-    picture = FitPicture(path, picture_sha256(load_image(path)), PROMPT, 0)
+    settings = FitSettings(
+        prompt=PROMPT, steps=STEPS, rank=4, target_modules=tuple(TARGETS), text_encoder_targets=tuple(TEXT)
+    )
     models = {"unet": backbone.unet, "text_encoder": backbone.text_encoder}
-    configs = {
-        part: LoraConfig(r=4, lora_alpha=4, target_modules=targets)
-        for part, targets in {"unet": TARGETS, "text_encoder": TEXT}.items()
-    }
+    configs = {"unet": settings.config, "text_encoder": settings.text_config}
     with torch.no_grad():
-        pixels, _ = picture.crops(Crops(resolution=64, crop_size=64, count=3), resolution=64, multiple=8)
+        pixels, _ = take_crops([path], Crops(resolution=64, crop_size=64, count=3), 0, resolution=64, multiple=8)
         latents = torch.cat([backbone.encode_image(crop[None]) for crop in pixels])
     pack = pack_of_parts(models, configs, 1, device=torch.device("cpu"), dtype=torch.float64)
-    job = FitJob(picture, None, STEPS, configs["unet"])
+    job = FitJob(FitPicture((path,), "", path.stem), settings, None)
     slot = open_slot(
         job,
         0,
         pack,
         latents,
         None,
-        torch.optim.AdamW,
-        lambda optimizer: torch.optim.lr_scheduler.ConstantLR(optimizer),
         loss_scale=LossScale(),
     )
     initial = by_peft(pack.export(0))

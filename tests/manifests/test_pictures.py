@@ -196,6 +196,12 @@ WRONG = [
         'content,style\na.jpg,lora\n"a.jpg,lora\n',
         "m.csv row 3: invalid CSV: unexpected end of data; is a double quote left open?",
     ),
+    (
+        "m.csv",
+        'content,style\n"a.jpg"x,lora\na.jpg,no\n',
+        "m.csv row 2: invalid CSV: ',' expected after '\"'; is a double quote left open?\n"
+        "m.csv row 3, column 'style': no such file: 'no' (looked for {folder}/no)",
+    ),
     # the header
     ("m.csv", CSV.format("promt", ""), "m.csv row 1, column 'promt': unknown column; did you mean 'prompt'?"),
     ("m.csv", CSV.format("xyz", ""), f"m.csv row 1, column 'xyz': unknown column; expected one of {VALID}"),
@@ -225,6 +231,12 @@ WRONG = [
         "content,style,id\na.jpg,lora,x\na.jpg,lora,X\n",
         "m.csv row 3, column 'id': 'X' differs only by case from 'x' of row 2: many disks would mix up their files",
     ),
+    (
+        "m.csv",
+        "content,style,id,strength\na.jpg,lora,x,9\na.jpg,monet.png,x,1\na.jpg,monet.png,x,1\n",
+        "m.csv row 2, column 'strength': expected a number in 0 … 2, got '9'\n"
+        f"m.csv row 4: {COVERED.replace('region 2', 'region 3').replace('region 1', 'region 2')}",
+    ),
     # the file
     ("m.csv", "", "m.csv: expected at least one row with content and style, got none"),
     ("m.csv", "content,style\n", "m.csv: expected at least one row with content and style, got none"),
@@ -233,6 +245,14 @@ WRONG = [
     ("m.jsonl", "", "m.jsonl: expected at least one row with content and style, got none"),
     # JSON Lines
     ("m.jsonl", '\n{"content" "a.jpg"}', "m.jsonl line 2: invalid JSON at character 12: Expecting ':' delimiter"),
+    (
+        "m.jsonl",
+        '{\n{"content": "no.jpg", "style": "lora"}',
+        "m.jsonl line 1: invalid JSON at character 2: Expecting property name enclosed in double quotes\n"
+        "m.jsonl line 2, column 'content': no such file: 'no.jpg' (looked for {folder}/no.jpg)",
+    ),
+    ("m.jsonl", '{"content": "a.jpg", "style": "lora", "maks": null}',
+     "m.jsonl line 1, column 'maks': unknown column; did you mean 'mask'?"),
     ("m.jsonl", '{"seed": 1, "seed": 2}', "m.jsonl line 1: invalid JSON: key 'seed' appears 2 times"),
     ("m.jsonl", "[1]", "m.jsonl line 1: expected a JSON object, got [1]"),
     ("m.jsonl", "null", "m.jsonl line 1: expected a JSON object, got null"),
@@ -312,3 +332,55 @@ def test_text_that_no_file_can_hold(folder, prompt):
     row = {"content": "a.jpg", "style": "lora", "prompt": prompt}
     (problem,) = problems(write(folder, "m.jsonl", json.dumps(row)))
     assert problem == f"m.jsonl line 1, column 'prompt': expected text, got {prompt!r}"
+
+
+def test_u2028_inside_json_lines_is_text(folder):
+    row = {"content": "a.jpg", "style": "lora", "prompt": "two\u2028lines"}
+    (triple,) = read_manifest(write(folder, "m.jsonl", json.dumps(row, ensure_ascii=False)))
+    assert triple.regions[0].prompt == "two\u2028lines"
+
+
+def test_of_thousands_of_problems_the_first_hundred_are_told(folder):
+    rows = "".join(f"a.jpg,lora,{9 if number > 3 else 1}\n" for number in range(2, 5000))
+    told = problems(write(folder, "m.csv", f"content,style,strength\n{rows}nowhere.jpg,lora,1\n"))
+    assert [line.split(",")[0] for line in told[:-1]] == [f"m.csv row {number}" for number in range(4, 104)]
+    assert told[-1] == "… and 4897 more problems"
+
+
+def test_problems_between_rows_take_their_place_among_the_first_hundred(folder):
+    rows = "a.jpg,lora,1,x\nb.jpg,monet.png,1,x\n" + "a.jpg,lora,9,\n" * 200
+    told = problems(write(folder, "m.csv", f"content,style,strength,id\n{rows}"))
+    assert [line.split(",")[0] for line in told[:2]] == [
+        "m.csv row 3",
+        "m.csv row 3: region 2 would paint over region 1: give them different masks or disjoint start/stop intervals",
+    ]
+    assert told[2].startswith("m.csv row 4")
+    assert (len(told), told[-1]) == (101, "… and 102 more problems")
+
+
+def test_each_turn_that_overlaps_an_earlier_one_is_told(folder):
+    turns = ["0.3,0.2", "0.9,0.8", "0.8,0.3", "0.5,0.4", "0.2,0", "1,0.85"]
+    rows = "".join(f"a.jpg,lora,x,{turn}\n" for turn in turns)
+    told = problems(write(folder, "m.csv", f"content,style,id,start,stop\n{rows}"))
+    assert [line.split(":")[1] for line in told] == [
+        " region 4 would paint over region 3",
+        " region 6 would paint over region 2",
+    ]
+
+
+@pytest.mark.parametrize("name", ["m.csv", "m.jsonl", "m.parquet"])
+def test_a_path_or_mask_of_many_rows_is_looked_up_once(folder, name, monkeypatch):
+    (folder / "mask.png").touch()
+    rows = [{"content": "a.jpg", "style": "lora", "mask": "file: mask.png", "seed": seed} for seed in range(50)]
+    text = "\n".join(["content,style,mask,seed", *(",".join(map(str, row.values())) for row in rows)])
+    content = {"m.csv": text, "m.jsonl": "\n".join(map(json.dumps, rows)), "m.parquet": rows}[name]
+    path, asked, stat = write(folder, name, content), [], Path.stat
+
+    def counted(self, **options):
+        asked.append(self.name)
+        return stat(self, **options)
+
+    monkeypatch.setattr(Path, "stat", counted)
+    assert len(read_manifest(path)) == 50
+    assert [asked.count("a.jpg"), asked.count("lora")] == [1, 1]
+    assert asked.count("mask.png") <= 1

@@ -302,7 +302,11 @@ def test_missing_ultralytics_is_an_error_before_anything_else(tmp_path, monkeypa
         FastSAMMasker(tmp_path / "FastSAM-s.pt")
 
 
-@pytest.mark.parametrize("setting", [{"threshold": 1.5}, {"confidence": -1}, {"iou": 2}, {"image_size": 100}], ids=str)
+@pytest.mark.parametrize(
+    "setting",
+    [{"threshold": 1.5}, {"confidence": -1.0}, {"iou": 2.0}, {"image_size": 100}, {"image_size": 0}, {"clip": 3}],
+    ids=str,
+)
 def test_settings_out_of_range(weights, setting):
     with pytest.raises(
         ValueError, match=f"masker.{next(iter(setting))}: expected .*, got {next(iter(setting.values()))}"
@@ -423,6 +427,10 @@ def watch(event, args):
 sys.addaudithook(watch)
 
 import cv2, diffstyler.masking.fastsam
+from jsonargparse import ArgumentParser
+parser = ArgumentParser()
+parser.add_argument("--masker", type=diffstyler.masking.Masker)
+parser.parse_args(["--masker", "FastSAMMasker", "--masker.weights", sys.argv[1], "--masker.iou", "0.5"])
 assert "ultralytics" not in sys.modules
 import numpy as np, torch, torch._tensor_str, warnings, PIL.Image
 from diffstyler.masking.fastsam import FastSAMMasker

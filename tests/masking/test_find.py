@@ -1,11 +1,15 @@
 """Masks of one picture: algebra, edits, borders, files, and what each masker's answer becomes."""
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
+from jsonargparse import ArgumentParser
 from PIL import Image
 
+from diffstyler.cli.main import main
+from diffstyler.errors import DiffstylerError
 from diffstyler.masking import AttentionMasker, Masker, NothingFoundError, check_masks, find_masks
 from diffstyler.masking.attention import AttentionRecorder
 from diffstyler.masking.prompt_parser import parse_mask_prompt
@@ -202,7 +206,56 @@ def test_attention_masks_have_the_pictures_size(tiny, size):
     assert masker.find_points(picture, [(10, 20)], [])[20, 10] == 1
 
 
-@pytest.mark.parametrize("setting", [{"threshold": 1.5}, {"minimum": -1}, {"template": "a photo"}])
-def test_wrong_settings(setting):
-    with pytest.raises(ValueError, match=f"masker.{next(iter(setting))}: expected"):
-        AttentionMasker(**setting)
+WRONG_OPTIONS = {
+    "threshold": 1.5,
+    "smoothing": True,
+    "minimum": -1,
+    "template": "a photo",
+    "noise_levels": (),
+    "noise_levels.1": (0.1, 1.0),
+    "seed": "many",
+}
+
+
+@pytest.mark.parametrize("option", WRONG_OPTIONS)
+def test_every_wrong_option_is_named_with_what_came(option):
+    value = WRONG_OPTIONS[option]
+    with pytest.raises(DiffstylerError, match=rf"^masker\.{option}: expected .*, got .+$") as error:
+        AttentionMasker(**{option.split(".")[0]: value})
+    assert "\n" not in str(error.value)
+
+
+def test_all_wrong_options_are_told_at_once():
+    with pytest.raises(DiffstylerError) as error:
+        AttentionMasker(threshold=2.0, template="a photo")
+    assert [line.split(":")[0] for line in str(error.value).split("\n")] == ["masker.template", "masker.threshold"]
+
+
+def test_settings_are_the_options_in_plain_values():
+    """They are in the sidecars and request keys of finished pictures: another dict, and these are made again."""
+    assert json.dumps(AttentionMasker(noise_levels=[0.1, 0.2], minimum=0.4, seed=3).settings) == (
+        '{"class": "AttentionMasker", "noise_levels": [0.1, 0.2], "template": "a photo of {phrase}", '
+        '"smoothing": 0.3, "threshold": 0.5, "minimum": 0.4, "seed": 3}'
+    )
+    assert AttentionMasker().settings["noise_levels"] == (0.05, 0.15, 0.3)
+
+
+def test_options_come_from_the_command_line():
+    parser = ArgumentParser()
+    parser.add_argument("--masker", type=Masker)
+    words = ["--masker", "AttentionMasker", "--masker.threshold", "0.4", "--masker.noise_levels", "[0.1, 0.5]"]
+    masker = parser.instantiate(parser.parse_args(words)).masker
+    assert masker.settings == AttentionMasker(threshold=0.4, noise_levels=(0.1, 0.5)).settings
+
+
+def test_masks_of_the_command_tell_wrong_options_and_help(capsys, tmp_path):
+    PICTURE.save(tmp_path / "photo.png")
+    command = ["masks", "--content", str(tmp_path / "photo.png"), "--mask", "left"]
+    assert main([*command, "--masker", "AttentionMasker", "--masker.threshold", "1.5"]) == 1
+    assert "masker.threshold: expected a number in 0 … 1, got 1.5" in capsys.readouterr().err.split("\n")[0]
+    with pytest.raises(SystemExit) as stopped:
+        main(["masks", "--masker.help", "AttentionMasker"])
+    assert stopped.value.code == 0
+    out = capsys.readouterr().out
+    assert all(f"--masker.{name}" in out for name in AttentionMasker().settings if name != "class")
+    assert "share of its" in out

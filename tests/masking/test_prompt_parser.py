@@ -18,7 +18,7 @@ from diffstyler.masking.prompt import (
     Union,
     with_files_from,
 )
-from diffstyler.masking.prompt_parser import MaskPromptError, parse_mask_prompt
+from diffstyler.masking.prompt_parser import MAX_PARTS, MaskPromptError, parse_mask_prompt
 
 
 def pixels(*values: int) -> tuple[Coordinate, ...]:
@@ -111,3 +111,28 @@ def test_words_in_quotes_keep_their_operators():
 def test_files_are_found_from_a_folder():
     prompt = with_files_from(parse_mask_prompt("not (file: a.png [grow 2] + the sky)"), Path("here"))
     assert prompt == Not(Union(Edit(File(Path("here/a.png")), "grow", 2), Text("the sky")))
+
+
+CHAINS = {"(": ")", "not ": "", "a + ": "", "a - (b + ": ")", "(not ": " [grow 1])"}
+
+
+@pytest.mark.parametrize("start", CHAINS)
+def test_long_prompts_are_whole_or_an_error_of_their_own(start):
+    def chain(parts: int) -> str:
+        return start * parts + "a" + CHAINS[start] * parts
+
+    longest = 0
+    for parts in range(1, MAX_PARTS):
+        try:
+            tree = with_files_from(parse_mask_prompt(chain(parts)), Path("here"))
+        except MaskPromptError:
+            break
+        assert parse_mask_prompt(str(tree)) == tree
+        assert len(list(tree.walk())) >= 1
+        longest = parts
+    assert longest >= MAX_PARTS // 4
+    for parts in (MAX_PARTS, 5_000):
+        with pytest.raises(MaskPromptError, match=f"expected at most {MAX_PARTS} parts"):
+            parse_mask_prompt(chain(parts))
+    with pytest.raises(MaskPromptError, match="expected at most"):
+        parse_mask_prompt("a" + " [grow 1]" * 5_000)

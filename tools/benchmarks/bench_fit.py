@@ -28,9 +28,12 @@ from peft import LoraConfig
 from PIL import Image
 
 from diffstyler.backbones import Backbone
+from diffstyler.distributed import Team
+from diffstyler.fit.bench import FitBatch, FitBench
 from diffstyler.fit.crops import Crops
 from diffstyler.fit.data import FitData
-from diffstyler.fit.finetuner import ATTENTION, LoRAFinetuner
+from diffstyler.fit.finetuner import LoRAFinetuner
+from diffstyler.fit.jobs import ATTENTION
 from diffstyler.memory.forecast import matrix_rate, wait
 
 LORA_STEPS = 200  # of one LoRA, for the column "LoRAs an hour"
@@ -195,21 +198,15 @@ class TimedFinetuner(LoRAFinetuner):
         super().__init__(*args, **settings)
         self.seconds = {"steps": 0.0, "opening": 0.0, "previews": 0.0, "writing": 0.0}
 
-    def training_step(self, batch: int, batch_idx: int) -> None:
+    def training_step(self, batch: FitBatch, batch_idx: int) -> None:
         with self._timed("steps"):
             super().training_step(batch, batch_idx)
 
-    def _open(self, *args: Any) -> Any:
-        with self._timed("opening"):
-            return super()._open(*args)
-
-    def _publish(self, *args: Any) -> None:
-        with self._timed("writing"):
-            super()._publish(*args)
-
-    def _previews(self, *args: Any) -> Any:
-        with self._timed("previews"):
-            return super()._previews(*args)
+    def _open_bench(self, team: Team) -> FitBench:
+        bench = super()._open_bench(team)
+        for method, name in {"_open": "opening", "_previews": "previews", "_publish": "writing"}.items():
+            setattr(bench, method, self._timed(name)(getattr(bench, method)))
+        return bench
 
     @contextmanager
     def _timed(self, name: str) -> Iterator[None]:

@@ -24,7 +24,7 @@ from diffstyler.adapters import LoRAPack, save_lora
 from diffstyler.backbones import Backbone
 from diffstyler.diffusion.denoiser import Denoiser
 from diffstyler.diffusion.initial import FromContent
-from diffstyler.fit.finetuner import ATTENTION
+from diffstyler.fit.jobs import ATTENTION
 from diffstyler.memory.forecast import matrix_rate, wait
 from diffstyler.predict.data import PredictData
 from diffstyler.predict.stylizer import Stylizer

@@ -20,7 +20,7 @@ from diffstyler.backbones import StableDiffusion, StableDiffusionXL
 from diffstyler.backbones.latent_diffusion import LatentDiffusion
 from diffstyler.backbones.quantization import Quantization
 from diffstyler.backbones.source import ModelSource
-from diffstyler.fit.finetuner import ATTENTION
+from diffstyler.fit.jobs import ATTENTION
 from diffstyler.memory.forecast import forecast_fit, forecast_predict
 from diffstyler.memory.plan import GIB
 
