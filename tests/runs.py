@@ -35,9 +35,12 @@ def stylize(
     studio: Path, tiny_dir: Path, *rows: Triple, out: str = "out", batch_size: int = 1, **settings
 ) -> list[Image.Image]:
     settings = {"num_inference_steps": 3, "guidance_scale": 2.0, **settings}
-    module = Stylizer(StableDiffusion(str(tiny_dir)), lora_dir=studio / "loras", output_dir=studio / out, **settings)
+    precision = settings.pop("precision", "32-true")
+    settings.setdefault("backbone", StableDiffusion(str(tiny_dir)))
+    module = Stylizer(lora_dir=studio / "loras", output_dir=studio / out, **settings)
     trainer = lightning.Trainer(
         accelerator="cpu",
+        precision=precision,
         logger=False,
         enable_checkpointing=False,
         enable_model_summary=False,

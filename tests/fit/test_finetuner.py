@@ -298,8 +298,7 @@ def test_a_mask_changes_what_is_learned_and_not_the_neighbor(tiny_dir, tmp_path,
 
 
 def test_the_mask_is_part_of_what_a_lora_is(tiny_dir, tmp_path, pictures):
-    from diffstyler.predict.adapter_cache import AdapterShelf
-    from diffstyler.predict.adapter_resolver import MissingLoRAError
+    from diffstyler.predict.adapter_resolver import MissingLoRAError, resolve_adapters
     from diffstyler.types import StyleRegion, Triple
 
     jobs = tmp_path / "jobs.jsonl"
@@ -307,14 +306,14 @@ def test_the_mask_is_part_of_what_a_lora_is(tiny_dir, tmp_path, pictures):
     finetune(tiny_dir, tmp_path / "loras", [], jobs=jobs)
     (fitted,) = LoRALibrary(tmp_path / "loras").entries()
     assert fitted.identity.settings["mask"] == "box: 0,0,24,64"
-    shelf = AdapterShelf(LoRALibrary(tmp_path / "loras"), StableDiffusion(str(tiny_dir)))
+    library, model = LoRALibrary(tmp_path / "loras"), StableDiffusion(str(tiny_dir)).fingerprint()
 
     def triple(**more) -> Triple:
         return Triple("a", pictures[1], (StyleRegion(pictures[0], **more),))
 
-    shelf.find([triple(style_mask="box: 0,0,24,64")], "off", None)
+    resolve_adapters([triple(style_mask="box: 0,0,24,64")], library, model=model)
     with pytest.raises(MissingLoRAError, match="1 style pictures have no LoRA"):
-        shelf.find([triple()], "off", None)
+        resolve_adapters([triple()], library, model=model)
 
 
 @pytest.mark.parametrize(
