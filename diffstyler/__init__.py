@@ -6,7 +6,10 @@ The names below are loaded on first use, so that ``import diffstyler`` is free.
 from __future__ import annotations
 
 import importlib
+import sys
 from typing import TYPE_CHECKING
+
+from diffstyler.moved import MovedModules
 
 if TYPE_CHECKING:
     from diffstyler.api import fit, stylize
@@ -27,6 +30,8 @@ _HOMES = {
     "LoRAFinetuner": "fit.finetuner",
     "Stylizer": "predict.stylizer",
 }
+
+sys.meta_path.append(MovedModules())
 
 
 def __getattr__(name: str) -> object:

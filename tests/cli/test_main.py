@@ -13,9 +13,11 @@ from peft import LoraConfig
 from PIL import Image
 from safetensors.torch import save_file
 
-from diffstyler.adapters import LowRank, save_lora
-from diffstyler.cli.main import main
+from diffstyler.adapters import LowRank, kohya, save_lora
+from diffstyler.cli import commands
+from diffstyler.cli.main import COMMANDS, main
 from diffstyler.images import load_image
+from diffstyler.masking import fastsam
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 FIT = ["--trainer.logger", "false", "--trainer.accelerator", "cpu", "--model.preview_steps", "2"]
@@ -36,11 +38,45 @@ def manifest(tmp_path: Path) -> Path:
     return path
 
 
-def test_help_imports_nothing_heavy():
-    code = "import sys; from diffstyler.cli.main import main; main(['--help']); print(*sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "predict" in done.stdout
-    assert not {"torch", "lightning", "diffusers", "jsonargparse", "numpy"} & set(done.stdout.split())
+HEAVY = {"torch", "transformers", "diffusers", "lightning", "jsonargparse", "numpy"}
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        ("--help", 0),
+        ("inspect --help", 0),
+        ("export --help", 0),
+        ("fetch-fastsam --help", 0),
+        ("demo --help", 0),
+        ("check --help", 0),
+        ("inspect", 2),
+        ("export x", 2),
+        ("fetch-fastsam x", 2),
+        ("demo x", 2),
+        ("predcit", 2),
+    ],
+)
+def test_help_and_wrong_words_import_nothing_heavy(words, code):
+    program = "import atexit, sys; from diffstyler.cli.main import main; atexit.register(lambda: print(*sys.modules)); "
+    program += f"sys.exit(main({words.split()}))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == code
+    assert "diffstyler" in done.stdout + done.stderr
+    assert "argparse" in done.stdout.splitlines()[-1].split()
+    assert not HEAVY & set(done.stdout.splitlines()[-1].split())
+
+
+def test_every_command_is_in_the_help_in_one_line(capsys):
+    assert main(["--help"]) == 0
+    told = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line.startswith("  ")}
+    assert set(COMMANDS) <= set(told)
+    assert all(text in told[name] for name, (_, text) in COMMANDS.items())
+
+
+def test_choices_that_are_named_in_a_light_place_are_those_of_the_heavy_ones():
+    assert tuple(kohya.FAMILIES) == commands.FAMILIES
+    assert tuple(fastsam.WEIGHTS) == commands.FASTSAM_WEIGHTS
 
 
 def test_it_runs_as_a_module():
@@ -179,15 +215,24 @@ def test_inspect_and_export(tmp_path, capsys):
     assert "NaN" in capsys.readouterr().err
 
 
-def test_the_shipped_configs_are_found_from_anywhere(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("flag", ["--config", "--config=", "-c"])
+def test_the_shipped_configs_are_found_from_anywhere(flag, tmp_path, monkeypatch, capsys):
+    def config(name: str) -> list[str]:
+        return [f"{flag}{name}"] if flag.endswith("=") else [flag, name]
+
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as caught:
-        main(["predict", "--config", "configs/predict.yaml", "--data.manifest", "m.csv", "--print_config"])
+        main(["predict", *config("configs/reference.yaml"), "--data.manifest", "m.csv", "--print_config"])
     assert caught.value.code == 0
-    assert "guidance_scale: 3.0" in capsys.readouterr().out
+    assert "guidance_scale: 10.5" in capsys.readouterr().out
     with pytest.raises(SystemExit) as caught:
-        main(["predict", "--config", "configs/nothing.yaml"])
+        main(["predict", *config("configs/nothing.yaml")])
     assert caught.value.code == 2
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs/reference.yaml").write_text("model: {guidance_scale: 7.25}")
+    with pytest.raises(SystemExit):
+        main(["predict", *config("configs/reference.yaml"), "--data.manifest", "m.csv", "--print_config"])
+    assert "guidance_scale: 7.25" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("command", "requeues"), [("predict", False), ("fit", True)])

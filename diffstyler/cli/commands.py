@@ -1,0 +1,140 @@
+"""One function for each command: its words in, what it made printed. Heavy imports come after the words are read."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from diffstyler.cli.messages import telling
+
+
+def fit(arguments: Sequence[str]) -> None:
+    from diffstyler.cli.lightning_cli import FIT, exit_code_of_sigterm
+
+    cli = FIT.cli(arguments)
+    with exit_code_of_sigterm():
+        cli.trainer.fit(cli.model, datamodule=cli.datamodule)
+    if cli.trainer.is_global_zero:
+        for entry in cli.model.finished:
+            print(entry.folder)
+
+
+def predict(arguments: Sequence[str]) -> None:
+    from diffstyler.cli.lightning_cli import PREDICT, exit_code_of_sigterm
+
+    cli = PREDICT.cli(arguments)
+    with exit_code_of_sigterm():
+        cli.trainer.predict(cli.model, datamodule=cli.datamodule, return_predictions=False)
+    if cli.model.writer is not None and cli.trainer.is_global_zero:
+        print(cli.model.writer.output_dir / "index.html")
+
+
+def masks(arguments: Sequence[str]) -> None:
+    from jsonargparse import ArgumentParser
+
+    from diffstyler.predict.mask_preview import preview_masks
+
+    parser = telling("masks", ArgumentParser)("diffstyler masks", description=preview_masks.__doc__)
+    parser.add_argument("--config", action="config", help="a YAML file with any of these settings")
+    parser.add_function_arguments(preview_masks, skip={"mask"})
+    parser.add_argument("--mask", type=str, nargs="+", default=[], help="mask prompts of the one picture")
+    parser.set_defaults({"backbone": {"class_path": "StableDiffusion"}, "masker": {"class_path": "AttentionMasker"}})
+    settings = parser.instantiate(parser.parse_args(arguments)).as_dict()
+    settings.pop("config")
+    print(preview_masks(**settings))
+
+
+def check(arguments: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(
+        "diffstyler check",
+        usage="diffstyler check [fit | predict] [settings of that command]",
+        description="Say whether a run would go well here, and what it would take. Loads no weights. Without fit or "
+        "predict, the settings that one of them alone has decide.",
+    )
+    if not arguments or arguments[0] in {"-h", "--help"}:
+        return parser.print_help()
+
+    from diffstyler.cli.check import check_fit, check_predict
+    from diffstyler.cli.lightning_cli import FIT, PREDICT, owners
+
+    if arguments[0] in {"fit", "predict"}:
+        command, arguments = arguments[0], arguments[1:]
+    else:
+        named = owners(arguments)
+        if len(named) != 1:
+            told = "; ".join(f"{', '.join(sorted(keys))} of {name}" for name, keys in named.items())
+            told = f"both have settings here ({told})" if named else "no setting here is of one of them alone"
+            parser.error(f"fit or predict? {told}. Say `diffstyler check fit …` or `diffstyler check predict …`")
+        command = next(iter(named))
+    run, look = {"fit": (FIT, check_fit), "predict": (PREDICT, check_predict)}[command]
+    cli = run.cli(arguments)
+    print(f"{'ok':8} {'settings':10} of {command}", flush=True)
+    problems = 0
+    for finding in look(cli.model, cli.datamodule, cli.trainer):
+        print(finding, flush=True)
+        problems += finding.problem
+    if problems:
+        raise SystemExit(1)
+
+
+def inspect(arguments: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser("diffstyler inspect", description="Tell what a LoRA is.")
+    parser.add_argument("lora", type=Path, help="its folder or .safetensors file")
+    chosen = parser.parse_args(arguments)
+
+    from diffstyler.adapters import inspect_lora
+
+    print(json.dumps(inspect_lora(chosen.lora), indent=2, ensure_ascii=False))
+
+
+#: the keys of adapters.kohya.FAMILIES, and of masking.fastsam.WEIGHTS: to import those takes seconds
+FAMILIES = ("sd1", "sd2-512", "sd2-768-v", "sdxl")
+FASTSAM_WEIGHTS = ("FastSAM-s.pt", "FastSAM-x.pt")
+
+
+def export(arguments: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser("diffstyler export", description="Write a LoRA for other tools.")
+    parser.add_argument("lora", type=Path, help="its folder or .safetensors file")
+    parser.add_argument("--format", choices=["kohya"], default="kohya")
+    parser.add_argument("--output", type=Path, required=True, help="the .safetensors file to write")
+    parser.add_argument("--family", choices=FAMILIES, help="of the model; default: as its weights and metadata say")
+    parser.add_argument("--title", help="default: the output's name")
+    chosen = parser.parse_args(arguments)
+
+    from diffstyler.adapters import inspect_lora, kohya_family, read_lora, save_kohya
+
+    lora, facts = read_lora(chosen.lora), inspect_lora(chosen.lora)
+    family = chosen.family or kohya_family(facts)
+    title, prompt = chosen.title or chosen.output.stem, str(facts["prompt"] or "")
+    print(save_kohya(chosen.output, lora, family=family, title=title, trigger=prompt))
+
+
+def fetch_fastsam(arguments: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser("diffstyler fetch-fastsam", description="Download FastSAM's weights (AGPL-3.0).")
+    parser.add_argument("name", nargs="?", default="FastSAM-s.pt", choices=FASTSAM_WEIGHTS, help="23 MB, or 138")
+    parser.add_argument("--folder", type=Path, default=Path(), help="where it goes (default: here)")
+    chosen = parser.parse_args(arguments)
+
+    from diffstyler.masking.fastsam import fetch_weights
+
+    print(fetch_weights(chosen.name, chosen.folder))
+
+
+def demo(arguments: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser("diffstyler demo", description="Fit and predict the example pictures.")
+    parser.add_argument("--output_dir", type=Path, default=Path("demo"), help="where everything goes (default: demo)")
+    folder: Path = parser.parse_args(arguments).output_dir
+
+    from diffstyler.examples import configs_dir, copy_examples
+
+    manifest = copy_examples(folder / "examples")
+    loras = ["--lora_dir", str(folder / "loras")]
+    for config, rows in {"style.yaml": manifest, "content.yaml": manifest.with_name("content.csv")}.items():
+        runs = ["--trainer.logger.save_dir", str(folder / "runs")]
+        fit(["--config", str(configs_dir() / config), "--data.manifest", str(rows), *loras, *runs])
+    output = ["--output_dir", str(folder / "pictures"), "--model.cache_dir", str(folder / "trajectories")]
+    predict(["--config", str(configs_dir() / "predict.yaml"), "--data.manifest", str(manifest), *loras, *output])
+    print(f"\nLoRAs:          {folder / 'loras'}\npictures:       {folder / 'pictures'}")
+    print(f"contact sheet:  {folder / 'pictures' / 'index.html'}")

@@ -1,0 +1,64 @@
+"""What a parser or a library says -> what the user reads: a few lines, with the nearest valid name."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import os
+import re
+import warnings
+from collections.abc import Iterable
+from typing import NoReturn
+
+from diffstyler.chatter import LIBRARY_CHATTER
+
+
+def telling(name: str, parser: type) -> type:
+    """The parser class of a command with errors of a few lines, in place of a page of usage."""
+
+    class Parser(parser):  # type: ignore[misc]
+        def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+            options = [o.lstrip("-") for action in self._actions for o in action.option_strings if o.startswith("--")]
+            text = f"diffstyler {name}: {explain(message, options)}\nsee diffstyler {name} --help\n"
+            raise SystemExit(self.exit(2, text))
+
+    return Parser
+
+
+def explain(message: str, options: Iterable[str]) -> str:
+    """The last paragraph of jsonargparse's message, and the nearest valid name of an unknown key."""
+    unknown = re.search(
+        r"[Kk]ey '([\w.]+)' is not expected"
+        r"|[Uu]nrecognized arguments: --([\w.]+)"
+        r"|Option '([\w.]+)'"
+        r"|(Group '[\w.]+' does not accept option '[\w.]+')",
+        message,
+    )
+    if not unknown:
+        # a value that fits none of several types: the reasons come last, one a line
+        return message.strip().split("\n\n")[-1].split("Errors:\n")[-1].strip()
+    found = next(group for group in unknown.groups() if group)
+    key = ".".join(re.findall(r"'([\w.]+)'", found)) or found
+    return f"'{key}' is not a setting{did_you_mean(key, options)}"
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean '{near[0]}'?" if near else ""
+
+
+def is_surprising(error: Exception) -> bool:
+    """Errors of our own say what to do; others come from a library."""
+    return not type(error).__module__.startswith("diffstyler") and type(error) is not ValueError
+
+
+def quiet_libraries() -> None:
+    """diffusers' optional backends announce at import what they cannot do here; `attention` probes for itself."""
+    for name in ("xformers", "bitsandbytes", "diffusers", "torchao"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    logging.basicConfig(format="%(message)s", level=logging.INFO)
+    for message in LIBRARY_CHATTER:
+        warnings.filterwarnings("ignore", message)
+    for name in ("httpx", "matplotlib", "PIL", "fsspec"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # transformers' too

@@ -1,0 +1,250 @@
+"""fit's and predict's settings: from YAML of today and of before, from flags, and those that cannot be honored."""
+
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+
+import jsonargparse
+import pytest
+import yaml
+
+from diffstyler.cli.lightning_cli import FIT, PREDICT, owners
+from diffstyler.cli.main import main
+from diffstyler.diffusion.fusion import FuseNoise
+from diffstyler.diffusion.initial import FromContent
+from diffstyler.diffusion.injection import CrossLoRAInjection
+from diffstyler.fit.crops import Crops
+
+CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
+CPU = ["--trainer.accelerator", "cpu", "--data.manifest", "m.csv"]
+
+# configs/reference.yaml of version 0.1, when modules had no rooms
+REFERENCE_OF_BEFORE = """
+lora_dir: loras
+output_dir: stylized
+trainer:
+  logger: false
+model:
+  num_inference_steps: 50
+  inversion_steps: 999
+  guidance_scale: 10.5
+  negative_prompt: ugly, blurry, black, low res, unrealistic
+  injection:
+    class_path: diffstyler.injection.CrossLoRAInjection
+    init_args:
+      features: 0.6
+      attention: 0.5
+      source_under_style: true
+      plain_self_attention_at_sites: true
+  initial: diffstyler.sampling.FromContent
+  content_lora: "off"
+  fusion:
+    class_path: diffstyler.fusion.FuseNoise
+    init_args:
+      hard_masks: true
+      outside:
+        class_path: diffstyler.injection.CrossLoRAInjection
+        init_args: {features: 1.0, attention: 1.0, source_under_style: true}
+  feather: 0
+  keep_outside: false
+data:
+  manifest: null
+"""
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def test_the_reference_preset_of_before_is_the_one_of_today(tmp_path):
+    (tmp_path / "before.yaml").write_text(REFERENCE_OF_BEFORE)
+    before = PREDICT.cli(["--config", str(tmp_path / "before.yaml"), *CPU]).model
+    today = PREDICT.cli(["--config", str(next(c for c in CONFIGS if c.stem == "reference")), *CPU]).model
+    sources = CrossLoRAInjection(source_under_style=True, plain_self_attention_at_sites=True)
+    outside = CrossLoRAInjection(1.0, 1.0, source_under_style=True)
+    for model in (before, today):
+        assert model.injection == sources
+        assert model.fusion == FuseNoise(outside, hard_masks=True)
+        assert model.initial == FromContent()
+    names = ("num_inference_steps", "inversion_steps", "guidance_scale", "negative_prompt", "content_lora", "feather")
+    assert [getattr(before, name) for name in names] == [getattr(today, name) for name in names]
+    assert before.keep_outside is today.keep_outside is False
+
+
+OF_BEFORE = [
+    "diffstyler.backbones.stable_diffusion.StableDiffusion",
+    "diffstyler.backbones.StableDiffusionXL",
+    "diffstyler.crops.Crops",
+    "diffstyler.early_stop.EarlyStop",
+    "diffstyler.fusion.FuseClean",
+    "diffstyler.fusion.FuseLatents",
+    "diffstyler.fusion.FuseNoise",
+    "diffstyler.injection.CrossLoRAInjection",
+    "diffstyler.injection.NoInjection",
+    "diffstyler.losses.CleanLoss",
+    "diffstyler.losses.MinSNRLoss",
+    "diffstyler.losses.NoiseLoss",
+    "diffstyler.masking.AttentionMasker",
+    "diffstyler.masking.fastsam.FastSAMMasker",
+    "diffstyler.sampling.FromContent",
+    "diffstyler.sampling.FromContentAdaIN",
+    "diffstyler.sampling.FromStyle",
+]
+
+
+@pytest.mark.parametrize("path", OF_BEFORE)
+def test_classes_are_found_by_the_paths_that_they_had(path):
+    found = jsonargparse._util.import_object(path)
+    assert found.__name__ == path.rpartition(".")[2]
+
+
+def test_a_notebook_of_before_runs():
+    from diffstyler.crops import Crops as CropsOfBefore
+
+    assert CropsOfBefore is Crops
+    with pytest.raises(ImportError, match="cannot import name 'Crosp'"):
+        from diffstyler.crops import Crosp  # noqa: F401
+
+
+def test_a_fit_of_before_runs(tmp_path):
+    path = tmp_path / "before.yaml"
+    path.write_text(
+        "model:\n  loss: {class_path: diffstyler.losses.MinSNRLoss, init_args: {gamma: 3.0}}\n"
+        "  early_stop: {class_path: diffstyler.early_stop.EarlyStop}\n"
+        "data:\n  crops: {class_path: diffstyler.crops.Crops, init_args: {crop_size: 64}}\n"
+    )
+    cli = FIT.cli(["--config", str(path), *CPU])
+    assert cli.model.loss.gamma == 3
+    assert cli.datamodule.crops == Crops(crop_size=64)
+
+
+def leaves(settings: dict, *path: str) -> Iterator[tuple[str, ...]]:
+    for name, value in settings.items():
+        yield from leaves(value, *path, name) if isinstance(value, dict) else [(*path, name)]
+
+
+def without(settings: dict, path: tuple[str, ...]) -> dict:
+    pruned = copy.deepcopy(settings)
+    place = pruned
+    for name in path[:-1]:
+        place = place[name]
+    del place[path[-1]]
+    return pruned
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda c: c.stem)
+def test_a_shipped_config_holds_differences_only(config):
+    settings = yaml.safe_load(config.read_text())
+    run = PREDICT if config.stem in {"predict", "reference"} else FIT
+    parser = run.cli(CPU).parser
+    whole = parser.parse_object(settings)
+    restated = set()
+    for path in leaves(settings):
+        if path[-1] == "class_path":
+            continue  # says whose arguments come next
+        try:
+            if parser.parse_object(without(settings, path)) == whole:
+                restated.add(".".join(path))
+        except SystemExit:  # cannot do without
+            continue
+    # by this one line `check` knows whose settings they are
+    assert restated == ({"output_dir"} if config.stem == "predict" else set())
+
+
+def spelled(way: str, config: str) -> list[str]:
+    return [f"{way}{config}"] if way.endswith("=") else [way, config]
+
+
+@pytest.mark.parametrize("way", ["--config", "--config=", "-c"])
+@pytest.mark.parametrize(
+    ("config", "command"),
+    [("style", "fit"), ("content", "fit"), ("predict", "predict"), ("reference", "predict")],
+)
+def test_a_shipped_config_decides_from_any_folder(way, config, command):
+    (owner,) = owners(spelled(way, f"configs/{config}.yaml"))
+    assert owner == command
+
+
+@pytest.mark.parametrize("way", ["--config", "--config="])
+@pytest.mark.parametrize(
+    ("settings", "command"),
+    [
+        ("model: {rank: 4}", "fit"),
+        ("data: {role: content}", "fit"),
+        ("output_dir: made", "predict"),
+        ("model: {feather: 0}", "predict"),
+        ("data: {batch_size: 2}", "predict"),
+        ("# num_inference_steps, output_dir\nmodel: {batch_size: 2}", "fit"),
+        ("model: {negative_prompt: no rank}", "predict"),
+    ],
+)
+def test_keys_of_a_config_decide_whatever_its_words(way, settings, command, tmp_path):
+    (tmp_path / "my.yaml").write_text(settings)
+    assert list(owners(spelled(way, "my.yaml"))) == [command]
+
+
+@pytest.mark.parametrize(
+    ("flags", "command"),
+    [
+        (["--model.rank", "4"], "fit"),
+        (["--model.rank=4"], "fit"),
+        (["--model.optimizer.lr=1e-3"], "fit"),
+        (["--output_dir=out"], "predict"),
+        (["--model.injection", "NoInjection"], "predict"),
+    ],
+)
+def test_flags_decide_as_well(flags, command):
+    assert list(owners(["--data.manifest", "output_dir.csv", *flags])) == [command]
+
+
+def test_two_configs_are_read_both(tmp_path):
+    (tmp_path / "shared.yaml").write_text("lora_dir: loras\nmodel: {max_memory: 4}")
+    assert owners(["--config", "shared.yaml"]) == {}
+    assert list(owners(["--config", "shared.yaml", "--config=configs/reference.yaml"])) == ["predict"]
+    assert list(owners(["--config=configs/style.yaml", "--config", "shared.yaml"])) == ["fit"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--data.manifest", "rows.csv"], "no setting here is of one of them alone"),
+        (["--config=configs/style.yaml", "--output_dir", "out"], "output_dir of predict"),
+    ],
+)
+def test_what_could_be_either_is_asked_for(arguments, told, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["check", *arguments])
+    assert caught.value.code == 2
+    error = capsys.readouterr().err
+    assert told in error
+    assert "diffstyler check fit" in error
+    assert "diffstyler check predict" in error
+
+
+@pytest.mark.parametrize(
+    ("text", "told"), [(None, "nowhere.yaml: expected a YAML file"), ("[1]", "got a list"), ("a: [", "expected a YAML")]
+)
+def test_a_config_that_cannot_be_read_is_named(text, told, tmp_path, capsys):
+    if text is not None:
+        (tmp_path / "nowhere.yaml").write_text(text)
+    assert main(["check", "--config", "nowhere.yaml"]) == 1
+    assert told in capsys.readouterr().err
+
+
+def test_the_first_word_decides_over_all_keys(capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["check", "predict", "--config=configs/style.yaml"])
+    assert caught.value.code == 2
+    assert "diffstyler predict: 'model." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("setting", PREDICT.refused)
+def test_what_predict_cannot_honor_is_an_error(setting, tmp_path, capsys):
+    (tmp_path / "c.yaml").write_text(f"trainer: {{{setting}: 1}}")
+    for arguments in ([f"--trainer.{setting}", "1"], ["--config", str(tmp_path / "c.yaml")]):
+        for command in (["predict"], ["check", "predict"]):
+            with pytest.raises(SystemExit) as caught:
+                main([*command, *arguments, *CPU])
+            assert caught.value.code == 2
+            assert f"trainer.{setting}: predict cannot honor it" in capsys.readouterr().err
