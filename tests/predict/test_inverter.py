@@ -7,6 +7,7 @@ from runs import pixels, row, stylize
 
 from diffstyler.diffusion import inversion
 from diffstyler.diffusion.initial import FromContent, FromStyle
+from diffstyler.images import load_image
 from diffstyler.predict import inverter
 from diffstyler.predict.adapter_resolver import AdapterFile
 from diffstyler.predict.inverter import Clean, style_to_invert
@@ -61,7 +62,7 @@ def test_a_start_from_the_style_covers_contents_of_every_size(studio, tiny_dir):
     Image.open(studio / "gold.png").resize((160, 64)).save(studio / "long.png")
     rows = [row(studio, content) for content in ("photo", "tall", "long")]
     for made, r in zip(stylize(studio, tiny_dir, *rows, initial=FromStyle()), rows, strict=True):
-        assert made.size == Image.open(r.content).size
+        assert made.size == load_image(r.content).size
 
 
 @pytest.mark.parametrize(

@@ -194,3 +194,17 @@ def test_every_precision_of_the_trainer_runs(studio, tiny_dir, precision, like):
     assert torch.get_default_dtype() == torch.float32
     for a, b in zip(one, other, strict=True):
         assert np.abs(np.asarray(a).astype(float) - np.asarray(b)).mean() < 1
+
+
+def test_an_interrupted_run_leaves_the_model_as_it_was(studio, tiny_dir, monkeypatch):
+    class LostError(BaseException):
+        pass
+
+    def lose(*_, **__) -> None:
+        raise LostError
+
+    backbone = StableDiffusion(str(tiny_dir))
+    monkeypatch.setattr("diffstyler.predict.stylizer.finish", lose)
+    with pytest.raises(LostError):
+        stylize(studio, tiny_dir, row(studio), backbone=backbone, num_inference_steps=1)
+    assert not any(module._forward_hooks for module in backbone.modules())
