@@ -41,7 +41,7 @@ def describe(thing: object) -> Plain:
 def _arguments(thing: object) -> list[str]:
     kind = type(thing)
     if "__dataclass_fields__" in vars(kind):
-        return [field.name for field in fields(kind)]
+        return [field.name for field in fields(kind)]  # type: ignore[arg-type]
     if inspect.isfunction(kind.__init__):
         names = list(inspect.signature(kind.__init__).parameters)[1:]
         if all(hasattr(thing, name) for name in names):

@@ -56,7 +56,7 @@ class Forgetful:
 @pytest.mark.parametrize(
     "thing",
     [torch.zeros(2), lambda x: x, functools.partial(int, 3), print, int, object(), torch.nn.Linear(2, 2), Forgetful(3)],
-    ids=str,
+    ids=["tensor", "lambda", "partial", "builtin", "class", "object", "module", "forgetful"],
 )
 @pytest.mark.parametrize("wrap", [lambda x: x, lambda x: {"deep": [x]}], ids=["plain", "inside"])
 def test_what_plain_values_cannot_tell_is_refused(thing, wrap):
