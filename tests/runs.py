@@ -35,11 +35,11 @@ def stylize(
     studio: Path, tiny_dir: Path, *rows: Triple, out: str = "out", batch_size: int = 1, **settings
 ) -> list[Image.Image]:
     settings = {"num_inference_steps": 3, "guidance_scale": 2.0, **settings}
-    precision = settings.pop("precision", "32-true")
+    precision, accelerator = settings.pop("precision", "32-true"), settings.pop("accelerator", "cpu")
     settings.setdefault("backbone", StableDiffusion(str(tiny_dir)))
     module = Stylizer(lora_dir=studio / "loras", output_dir=studio / out, **settings)
     trainer = lightning.Trainer(
-        accelerator="cpu",
+        accelerator=accelerator,
         precision=precision,
         logger=False,
         enable_checkpointing=False,
@@ -85,7 +85,6 @@ def finetune(
         together=together,
     )
     trainer = lightning.Trainer(
-        accelerator="cpu",
         max_steps=steps,
         precision=precision,
         deterministic=deterministic,
@@ -94,7 +93,7 @@ def finetune(
         enable_model_summary=False,
         enable_progress_bar=False,
         callbacks=list(callbacks),
-        **(flags or {}),
+        **{"accelerator": "cpu", **(flags or {})},
     )
     try:
         trainer.fit(module, datamodule=data)
