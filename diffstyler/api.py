@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import logging
-import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,10 +15,11 @@ from diffstyler.adapters import FittedLoRA
 from diffstyler.chatter import LIBRARY_CHATTER
 from diffstyler.fit.data import FitData
 from diffstyler.fit.finetuner import LoRAFinetuner
-from diffstyler.images import load_image
+from diffstyler.images import load_image, to_image
 from diffstyler.predict.data import PredictData
 from diffstyler.predict.stylizer import Stylizer
-from diffstyler.types import StyleRegion, Triple
+from diffstyler.predict.writer import PredictError
+from diffstyler.types import Failed, StyleRegion, Stylized, Triple
 
 
 def fit(
@@ -62,21 +62,42 @@ def stylize(
     Args:
         content: the picture.
         style: what :func:`fit` returned, a LoRA file or folder, or a picture whose LoRA is in the library.
-        stylizer: model and settings; its ``output_dir`` gets picture and sidecar too.
+        stylizer: model and settings; its ``output_dir``, where it has one, gets picture and sidecar too.
         content_prompt: what the picture shows.
         strength: of the style, 0 … 2.
         precision: Lightning's.
     """
-    with tempfile.TemporaryDirectory() as nowhere, _quiet():
-        stylizer = stylizer if stylizer is not None else Stylizer(output_dir=Path(nowhere))
+    with _quiet():
+        stylizer = stylizer if stylizer is not None else Stylizer(output_dir=None)
         path = style.folder if isinstance(style, FittedLoRA) else Path(style)
         region = StyleRegion(path, strength=strength)
         triple = Triple(f"{Path(content).stem}-{path.stem}", Path(content), (region,), content_prompt=content_prompt)
-        _trainer(precision=precision).predict(
-            stylizer, datamodule=PredictData(triples=[triple]), return_predictions=False
-        )
-        assert stylizer.writer is not None
-        return load_image(stylizer.writer.output_dir / f"{triple.id}.png")
+        keep = _Keep()
+        trainer = _trainer(precision=precision, callbacks=[keep])
+        trainer.predict(stylizer, datamodule=PredictData(triples=[triple]), return_predictions=False)
+    for outcome in keep.outcomes:
+        if isinstance(outcome, Failed):
+            raise PredictError(outcome.reason)
+        return to_image(outcome.pixels)
+    assert stylizer.writer is not None  # it was there already
+    return load_image(stylizer.writer.output_dir / f"{triple.id}.png")
+
+
+class _Keep(lightning.Callback):
+    """What the last batch gave; Lightning's own keeping cannot hold frozen dataclasses."""
+
+    outcomes: Sequence[Stylized | Failed] = ()
+
+    def on_predict_batch_end(
+        self,
+        trainer: lightning.Trainer,
+        pl_module: lightning.LightningModule,
+        outputs: Sequence[Stylized | Failed],  # type: ignore[override]
+        batch: object,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        self.outcomes = outputs
 
 
 def _trainer(**options: object) -> lightning.Trainer:

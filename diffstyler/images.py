@@ -74,7 +74,7 @@ def image_size(path: Path) -> tuple[int, int]:
         with Image.open(path, formats=FORMATS) as file:
             turned = file.getexif().get(ExifTags.Base.Orientation, 1) >= 5
             return (file.height, file.width) if turned else file.size
-    except OSError as error:
+    except (OSError, Image.DecompressionBombError) as error:
         raise ImageError(f"{path}: {_EXPECTED}, but its header cannot be read ({error})") from error
 
 

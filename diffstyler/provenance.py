@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import fields
 from pathlib import Path
 
 from diffstyler.errors import DiffstylerError
@@ -40,8 +40,8 @@ def describe(thing: object) -> Plain:
 
 def _arguments(thing: object) -> list[str]:
     kind = type(thing)
-    if is_dataclass(kind):
-        return [field.name for field in fields(kind)]
+    if "__dataclass_fields__" in vars(kind):
+        return [field.name for field in fields(kind)]  # type: ignore[arg-type]
     if inspect.isfunction(kind.__init__):
         names = list(inspect.signature(kind.__init__).parameters)[1:]
         if all(hasattr(thing, name) for name in names):

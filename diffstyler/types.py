@@ -89,7 +89,8 @@ class NoiseLevel:
 
     def to(self, tensor: torch.Tensor) -> NoiseLevel:
         """As tensors of this one's device and dtype."""
-        return NoiseLevel(*(torch.as_tensor(value).to(tensor) for value in (self.signal, self.sigma)))
+        values = (torch.as_tensor(value, dtype=tensor.dtype) for value in (self.signal, self.sigma))
+        return NoiseLevel(*(value.to(tensor.device) for value in values))  # some devices have no float64
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,15 @@ from diffstyler.images import load_image, picture_sha256
 torch.set_num_threads(1)  # the models are tiny, and tests run side by side
 
 
+@pytest.fixture(autouse=True)
+def chosen_device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests mean the CPU, on a machine with a GPU too, in what they start as well; those marked ``gpu`` mean CUDA."""
+    if request.node.get_closest_marker("gpu") is None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+
+
 @pytest.fixture(scope="session")
 def tiny_dirs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Diffusers directories of the same tiny model, by prediction type."""

@@ -35,9 +35,12 @@ def stylize(
     studio: Path, tiny_dir: Path, *rows: Triple, out: str = "out", batch_size: int = 1, **settings
 ) -> list[Image.Image]:
     settings = {"num_inference_steps": 3, "guidance_scale": 2.0, **settings}
-    module = Stylizer(StableDiffusion(str(tiny_dir)), lora_dir=studio / "loras", output_dir=studio / out, **settings)
+    precision, accelerator = settings.pop("precision", "32-true"), settings.pop("accelerator", "cpu")
+    settings.setdefault("backbone", StableDiffusion(str(tiny_dir)))
+    module = Stylizer(lora_dir=studio / "loras", output_dir=studio / out, **settings)
     trainer = lightning.Trainer(
-        accelerator="cpu",
+        accelerator=accelerator,
+        precision=precision,
         logger=False,
         enable_checkpointing=False,
         enable_model_summary=False,
@@ -66,6 +69,7 @@ def finetune(
     prompt="painting of <sss>",
     deterministic=False,
     together=None,
+    flags=None,
     **settings,
 ):
     settings = {"rank": 4, "preview_steps": 0, "batch_size": 2, **settings}
@@ -81,9 +85,7 @@ def finetune(
         together=together,
     )
     trainer = lightning.Trainer(
-        accelerator="cpu",
         max_steps=steps,
-        max_epochs=1,
         precision=precision,
         deterministic=deterministic,
         logger=False,
@@ -91,6 +93,7 @@ def finetune(
         enable_model_summary=False,
         enable_progress_bar=False,
         callbacks=list(callbacks),
+        **{"accelerator": "cpu", **(flags or {})},
     )
     try:
         trainer.fit(module, datamodule=data)

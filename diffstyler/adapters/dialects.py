@@ -7,6 +7,7 @@ original Stable Diffusion XL block numbers. Names inside text encoders are those
 
 from __future__ import annotations
 
+import functools
 import re
 from dataclasses import dataclass
 
@@ -104,6 +105,7 @@ class Place:
     role: str
 
 
+@functools.lru_cache(1 << 14)  # a library's LoRAs have the same keys
 def place_of(key: str) -> Place | None:
     """The place that a key of a LoRA file names; None for a key of no dialect known here."""
     key = _OLD_PROCESSOR.sub(lambda m: f".{'to_out.0' if m[1] == 'to_out' else m[1]}.lora.", key)

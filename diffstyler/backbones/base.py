@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from inspect import signature
 
 import torch
 from torch import nn
@@ -44,8 +45,19 @@ class Backbone(nn.Module, ABC):
     num_train_timesteps: int
     #: what the network's output means
     prediction: Prediction
+    #: pictures are encoded and decoded in tiles, which gives other pixels
+    vae_tiling: bool = False
+    #: the arguments that it was made with, those with a default only where they differ from it
+    options: dict[str, object]
     #: the share of attention that a phrase draws at least somewhere in a picture that shows it; 0 = not known
     mask_minimum: float = 0.0
+
+    def __new__(cls, *args: object, **options: object) -> Backbone:
+        made = super().__new__(cls)
+        parameters = signature(cls.__init__).parameters
+        given = {**dict(zip(list(parameters)[1:], args, strict=False)), **options}  # the first one is self
+        made.options = {k: v for k, v in given.items() if k not in parameters or v != parameters[k].default}
+        return made
 
     @abstractmethod
     def load(self, dtype: torch.dtype = torch.float32) -> Backbone:

@@ -164,7 +164,8 @@ class LatentDiffusion(Backbone):
 
     def identity(self) -> dict[str, str]:
         facts = {"name": self.model, "family": type(self).__name__, "sha256": self.fingerprint()}
-        more = {"revision": self.source.commit, "vae": self.vae_source.model}
+        more = {"revision": self.source.commit, "variant": self.source.variant, "config": self.source.config}
+        more["vae"] = self.vae_source.model
         if self.vae_source is self.source:
             del more["vae"]
         return {**facts, **{key: value for key, value in more.items() if value is not None}, **self.settings}

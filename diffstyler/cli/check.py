@@ -80,7 +80,7 @@ def check_predict(stylizer: Stylizer, data: PredictData, trainer: lightning.Trai
 
     def loras() -> str:
         stylizer.setup("predict")
-        return f"{stylizer.shelf.count} found, and all mask prompts can be read"
+        return f"{len(stylizer.adapters.outlines)} found, and all mask prompts can be read"
 
     found = [_attempt("model", lambda: _model(stylizer)), _attempt("manifest", rows)]
     if not any(finding.problem for finding in found):
@@ -119,7 +119,7 @@ class CountedRegion:
 def unet_rows(stylizer: Stylizer, triple: Triple) -> int:
     """Rows through the UNet for a picture whose content is seen first: inversion, sources and targets."""
     steps = stylizer.num_inference_steps
-    inversion = (stylizer.inversion_steps or steps) * (1 + stylizer.inversion_refinements)
+    inversion = stylizer.inversion_steps * (1 + stylizer.inversion_refinements)
     regions = [
         CountedRegion(
             covers_all=isinstance(parse_mask_prompt(region.mask), Everything),

@@ -159,10 +159,18 @@ class FitSettings:
     def _record_of_optimizer(self, whole: bool) -> dict[str, object]:
         """Read off a pair made for a parameter that does not matter."""
         optimizer = self.optimizer([torch.nn.Parameter(torch.zeros(1))])
-        scheduler = self.lr_scheduler(optimizer)
         own = _scalars(optimizer.defaults)
         if self.learning_rate is not None:
-            own["lr"] = self.learning_rate
+            own["lr"] = optimizer.param_groups[0]["lr"] = self.learning_rate
+        before = {**optimizer.param_groups[0], "initial_lr": own["lr"]}
+        scheduler = self.lr_scheduler(optimizer)
+        schedule = _record_of_scheduler(scheduler, whole)
+        if whole:  # some schedules keep their settings with the optimizer
+            group = optimizer.param_groups[0].items()
+            changed = {
+                name: value for name, value in group if name not in ("params", "lr") and value != before.get(name)
+            }
+            schedule |= {name: describe(value) for name, value in changed.items()}
         if whole:
             defaults = inspect.signature(type(optimizer).__init__).parameters
             for name, value in optimizer.defaults.items():
@@ -170,7 +178,7 @@ class FitSettings:
                     own[name] = _told(f"model.optimizer: {name}", value)
         return {
             "optimizer": {"class": type(optimizer).__name__, **own},
-            "lr_scheduler": _record_of_scheduler(scheduler, whole),
+            "lr_scheduler": schedule,
         }
 
 
@@ -230,7 +238,8 @@ def _record_of_scheduler(scheduler: LRScheduler, whole: bool) -> dict[str, objec
 
 
 def _kept_by_every_schedule() -> set[str]:
-    return set(vars(LRScheduler(torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0))))
+    schedule = constant(torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0))
+    return vars(schedule).keys() - {"factor", "total_iters"}
 
 
 def _is_torchs_own(value: object) -> bool:

@@ -11,7 +11,7 @@ from PIL import Image
 from scipy import ndimage
 
 from diffstyler.errors import DiffstylerError
-from diffstyler.images import ImageError, load_image
+from diffstyler.images import ImageError, image_size, load_image
 from diffstyler.masking.base import Masker, NothingFoundError
 from diffstyler.masking.prompt import (
     Background,
@@ -97,7 +97,7 @@ def check_prompt(prompt: MaskPrompt, content: Path) -> None:
     """
     if not any(isinstance(node, (Points, Box, File)) for node in prompt.walk()):
         return
-    size = load_image(content).size
+    size = image_size(content)
     for node in prompt.walk():
         for x, y in _places(node):
             for name, coordinate, side in (("x", x, size[0]), ("y", y, size[1])):

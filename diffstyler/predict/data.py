@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import lightning
 from torch.utils.data import DataLoader, DistributedSampler
 
+from diffstyler.errors import DiffstylerError
 from diffstyler.manifests.pictures import read_manifest
 from diffstyler.types import Triple
 
@@ -24,9 +25,9 @@ class PredictData(lightning.LightningDataModule):
         super().__init__()
         self.allow_zero_length_dataloader_with_multiple_devices = True
         if batch_size < 1:
-            raise ValueError(f"data.batch_size: expected at least 1, got {batch_size}")
+            raise DiffstylerError(f"data.batch_size: expected at least 1, got {batch_size}")
         if manifest is None and not triples:
-            raise ValueError("nothing to predict: expected data.manifest")
+            raise DiffstylerError("nothing to predict: expected data.manifest")
         self.manifest = manifest
         self.triples: Sequence[Triple] = triples
         self.batch_size = batch_size
@@ -40,7 +41,17 @@ class PredictData(lightning.LightningDataModule):
         trainer = self.trainer
         rank, ranks = (trainer.global_rank, trainer.world_size) if trainer is not None else (0, 1)
         rows = list(self.triples)
-        return DataLoader(rows, batch_size=self.batch_size, sampler=Share(rows, rank, ranks), collate_fn=list)  # type: ignore[arg-type]
+        return DataLoader(rows, batch_size=self.batch_size, sampler=Share(rows, rank, ranks), collate_fn=Batch)  # type: ignore[arg-type]
+
+
+class Batch:
+    """Rows whose pictures are made together; no sequence, in which Lightning would look for tensors to convert."""
+
+    def __init__(self, triples: Iterable[Triple]) -> None:
+        self._triples = tuple(triples)
+
+    def __iter__(self) -> Iterator[Triple]:
+        return iter(self._triples)
 
 
 class Share(DistributedSampler):

@@ -1,17 +1,127 @@
-"""Pictures -> their trajectories to noise, kept for later pictures."""
+"""Pictures -> their trajectories to noise, those not known yet all in one batch, and kept for later pictures."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
+import torch
+from PIL import ImageOps
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
+from diffstyler.backbones import Backbone
+from diffstyler.diffusion.denoiser import Denoiser
+from diffstyler.diffusion.inversion import Clean, invert
 from diffstyler.files import atomic_write
+from diffstyler.images import MAX_ASPECT, fit_size, image_size, load_image, to_tensor
+from diffstyler.predict.adapter_cache import AdapterCache
+from diffstyler.predict.adapter_resolver import AdapterFile
 from diffstyler.types import Trajectory
+
+#: trajectories that stay in memory
+KEPT = 32
+
+Key = dict[str, str | int | None]
+
+
+@dataclass(frozen=True)
+class ToInvert:
+    """A picture to invert under an adapter, or under the base model, on a grid of ``steps``.
+
+    ``sha256`` and ``size`` (height, width) tell it from others; ``pixels`` opens it, (3, H, W) in [-1, 1].
+    """
+
+    sha256: str
+    size: tuple[int, int]
+    pixels: Callable[[], torch.Tensor]
+    adapter: AdapterFile | None
+    steps: int
+
+
+class Inverter:
+    """DDIM inversion of pictures under their adapters.
+
+    Args:
+        backbone: a loaded model.
+        adapters: where their adapters are loaded.
+        cache: of what was inverted before.
+        refinements: fixed-point refinements of each step.
+        settings: what else the trajectories depend on, as plain values.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        adapters: AdapterCache,
+        cache: TrajectoryCache,
+        *,
+        refinements: int,
+        settings: Mapping[str, str | int | None],
+    ) -> None:
+        self.backbone = backbone
+        self.adapters = adapters
+        self.cache = cache
+        self.refinements = refinements
+        self.settings = {"model": backbone.fingerprint(), "refinements": refinements, **settings}
+
+    def __call__(self, denoiser: Denoiser, pictures: Sequence[ToInvert], device: torch.device) -> list[Trajectory]:
+        """{z_t} of each picture, on the device."""
+        names = [_name(self._key(picture)) for picture in pictures]
+        distinct = dict(zip(names, pictures, strict=True))
+        found = {name: self.cache.get(self._key(picture)) for name, picture in distinct.items()}
+        missing = [name for name, known in found.items() if known is None]
+
+        def grid(name: str) -> tuple[int, tuple[int, int]]:
+            return distinct[name].steps, distinct[name].size
+
+        for _, group in groupby(sorted(missing, key=grid), key=grid):
+            alike = list(group)
+            made = self._invert(denoiser, [distinct[name] for name in alike], device)
+            for name, trajectory in zip(alike, made, strict=True):
+                self.cache.put(self._key(distinct[name]), trajectory)
+                found[name] = trajectory
+        inverted = [trajectory for name in names if (trajectory := found[name]) is not None]
+        return [Trajectory(own.timesteps, own.latents.to(device)) for own in inverted]
+
+    def _invert(self, denoiser: Denoiser, pictures: Sequence[ToInvert], device: torch.device) -> list[Trajectory]:
+        """Pictures of one size on one grid, each under its own adapter, from E(picture)."""
+        clean = [
+            Clean(
+                self.backbone.encode_image(picture.pixels()[None].to(device))[0],
+                self.adapters.embed("", picture.adapter),
+                self.adapters.slot(picture.adapter),
+            )
+            for picture in pictures
+        ]
+        schedule = self.backbone.sampling_schedule(pictures[0].steps)
+        return invert(denoiser, clean, schedule, refinements=self.refinements)
+
+    def _key(self, picture: ToInvert) -> Key:
+        return {
+            "picture": picture.sha256,
+            "size": "x".join(map(str, picture.size)),
+            "adapter": picture.adapter.sha256 if picture.adapter else None,
+            "steps": picture.steps,
+            **self.settings,
+        }
+
+
+def style_to_invert(path: Path, adapter: AdapterFile, *, resolution: int, multiple: int, steps: int) -> ToInvert:
+    """A style picture under its own LoRA, at its own aspect, whatever the content is: one inversion serves them all.
+
+    Of a picture longer than the models can take, the middle.
+    """
+    width, height = image_size(path)
+    cut = min(width, MAX_ASPECT * height), min(height, MAX_ASPECT * width)
+    size = fit_size(cut, resolution, multiple)
+    sha256 = str(adapter.picture)
+    return ToInvert(sha256, size, lambda: to_tensor(ImageOps.fit(load_image(path), cut), size), adapter, steps)
 
 
 class TrajectoryCache:
@@ -22,12 +132,12 @@ class TrajectoryCache:
         in_memory: how many stay in memory.
     """
 
-    def __init__(self, folder: Path | None, *, in_memory: int = 64) -> None:
+    def __init__(self, folder: Path | None, *, in_memory: int = KEPT) -> None:
         self.folder = folder
         self.in_memory = in_memory
         self._recent: OrderedDict[str, Trajectory] = OrderedDict()
 
-    def get(self, key: dict[str, str | int | None]) -> Trajectory | None:
+    def get(self, key: Key) -> Trajectory | None:
         """The trajectory stored under this key, or None. A damaged file counts as none."""
         name = _name(key)
         if name in self._recent:
@@ -42,7 +152,7 @@ class TrajectoryCache:
             return None
         return self._remember(name, Trajectory(tensors["timesteps"], tensors["latents"]))
 
-    def put(self, key: dict[str, str | int | None], trajectory: Trajectory) -> None:
+    def put(self, key: Key, trajectory: Trajectory) -> None:
         name = _name(key)
         trajectory = self._remember(name, Trajectory(trajectory.timesteps.cpu(), trajectory.latents.cpu().contiguous()))
         path = self._path(name)
@@ -62,5 +172,5 @@ class TrajectoryCache:
         return None if self.folder is None else self.folder / name[:2] / f"{name}.safetensors"
 
 
-def _name(key: dict[str, str | int | None]) -> str:
+def _name(key: Key) -> str:
     return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()

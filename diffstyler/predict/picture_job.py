@@ -1,72 +1,83 @@
-"""A row of the manifest with everything about it settled."""
+"""A row of the manifest with everything about it settled: what will be made, and the key that tells it from others."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from pathlib import Path
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 
 import torch
 from PIL import Image
 
 from diffstyler.files import file_sha256
 from diffstyler.images import is_picture, to_tensor
-from diffstyler.masking.prompt import File, MaskPrompt
+from diffstyler.masking.prompt import Everything, File, MaskPrompt
 from diffstyler.masking.prompt_parser import parse_mask_prompt
 from diffstyler.predict.adapter_resolver import AdapterFile
-from diffstyler.predict.writer import request_key
 from diffstyler.types import StyleRegion, Triple
 
 
-@dataclass(frozen=True)
-class Style:
-    """A region of the manifest with every setting settled. ``mask`` (H, W) at the content's size, None = everywhere."""
+@dataclass(frozen=True, eq=False)
+class RegionJob:
+    """One region: its row with every setting filled in, and its LoRA.
 
-    region: StyleRegion
+    ``mask_files``: sha256 of the files in its mask prompt. ``mask`` (H, W) at the content's size, None = everywhere.
+    """
+
+    row: StyleRegion
     adapter: AdapterFile
-    prompt: str
-    negative_prompt: str
-    guidance_scale: float
+    mask_files: tuple[str, ...]
     mask: torch.Tensor | None = None
+
+    @classmethod
+    def settled(cls, row: StyleRegion, adapter: AdapterFile, **defaults: object) -> RegionJob:
+        """``defaults``: of the run, by the row's fields."""
+        filled = replace(row, **{name: value for name, value in defaults.items() if getattr(row, name) is None})
+        files = [node.path for node in parse_mask_prompt(row.mask).walk() if isinstance(node, File)]
+        return cls(replace(filled, prompt=filled.prompt.strip(" ,")), adapter, tuple(map(file_sha256, files)))  # type: ignore[union-attr]
 
     @property
     def mask_prompt(self) -> MaskPrompt:
-        return parse_mask_prompt(self.region.mask)
+        return parse_mask_prompt(self.row.mask)
 
     @property
-    def settled(self) -> dict:
-        """What the row left open."""
-        return {
-            "prompt": self.prompt,
-            "negative_prompt": self.negative_prompt,
-            "guidance_scale": self.guidance_scale,
-        }
+    def finds_something(self) -> bool:
+        return self.mask is None or bool(self.mask.any())
+
+    def acts_at(self, time: float) -> bool:
+        """At a step's ``time``: 1 = pure noise, 0 = the finished picture."""
+        return self.row.stop < time <= self.row.start
 
     @property
     def request(self) -> dict:
         """What determines this region's share of the picture."""
-        files = [file_sha256(node.path) for node in self.mask_prompt.walk() if isinstance(node, File)]
-        hashes = {"style": style_sha256(self.region.style), "lora": self.adapter.sha256, "mask_files": files}
-        return {**asdict(self.region), **hashes, **self.settled}
+        hashes = {"style": self.adapter.picture, "lora": self.adapter.sha256, "mask_files": list(self.mask_files)}
+        return {**asdict(self.row), **hashes}
 
     def describe(self) -> dict:
-        picture = {"path": str(self.region.style)}
-        if is_picture(self.region.style):
-            picture["sha256"] = file_sha256(self.region.style)
-        described = {key: value for key, value in asdict(self.region).items() if key != "style"}
+        """For the sidecar."""
+        style = {"path": str(self.row.style)}
+        if is_picture(self.row.style):
+            style["sha256"] = str(self.adapter.picture)
         lora = {"path": str(self.adapter.path), "sha256": self.adapter.sha256}
-        return {**described, **self.settled, "style": picture, "lora": lora}
+        return {**asdict(self.row), "style": style, "lora": lora}
 
 
 @dataclass(frozen=True)
-class Work:
-    """A triple made ready: its upright ``image``, and the ``size`` (height, width) that it is worked on at."""
+class PictureJob:
+    """One picture: its upright ``image``, the ``size`` (height, width) that it is worked on at, and its regions.
+
+    ``settings``: plain values of what determines it besides its row.
+    """
 
     triple: Triple
     image: Image.Image
     size: tuple[int, int]
     content_sha256: str
     content_adapter: AdapterFile | None
-    styles: tuple[Style, ...]
+    regions: tuple[RegionJob, ...]
     settings: dict
 
     @property
@@ -75,25 +86,23 @@ class Work:
         return to_tensor(self.image, self.size)
 
     @property
+    def adapters(self) -> Iterator[AdapterFile | None]:
+        """All that must be loaded for it."""
+        yield self.content_adapter
+        yield from (region.adapter for region in self.regions)
+
+    @property
+    def is_masked(self) -> bool:
+        return any(not isinstance(region.mask_prompt, Everything) for region in self.regions)
+
+    @cached_property
     def key(self) -> str:
         """sha256 of everything that determines the picture."""
-        return request_key(
-            {
-                "content": self.content_sha256,
-                "content_adapter": self.content_adapter.sha256 if self.content_adapter else None,
-                "regions": [style.request for style in self.styles],
-                "seed": self.triple.seed,
-                "settings": self.settings,
-            }
-        )
-
-
-def style_picture(style: Path) -> Path:
-    """The picture itself, or the thumbnail in a LoRA's folder."""
-    return style if is_picture(style) else (style if style.is_dir() else style.parent) / "thumbnail.png"
-
-
-def style_sha256(style: Path) -> str | None:
-    """Of the picture that the initial latents may take statistics from."""
-    picture = style_picture(style)
-    return file_sha256(picture) if picture.is_file() else None
+        request = {
+            "content": self.content_sha256,
+            "content_adapter": self.content_adapter.sha256 if self.content_adapter else None,
+            "regions": [region.request for region in self.regions],
+            "seed": self.triple.seed,
+            "settings": self.settings,
+        }
+        return hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()

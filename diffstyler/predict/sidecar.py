@@ -13,63 +13,63 @@ from torch.nn import functional
 
 from diffstyler.diffusion.fusion import shares
 from diffstyler.images import to_image, to_tensor
-from diffstyler.predict.picture_job import Style, Work
+from diffstyler.predict.picture_job import PictureJob, RegionJob
 from diffstyler.types import Stylized
 
 VERSIONS = ("diffstyler", "torch", "diffusers", "peft", "lightning", "transformers")
 
 
-def finish(work: Work, pixels: torch.Tensor, seconds: float, *, keep_outside: bool) -> Stylized:
+def finish(job: PictureJob, pixels: torch.Tensor, seconds: float, *, keep_outside: bool) -> Stylized:
     """The picture at the content's own size, and everything needed to repeat it.
 
     Args:
-        work: what was asked for.
+        job: what was asked for.
         pixels: (3, h, w) in [-1, 1] at working size.
         seconds: that it took.
         keep_outside: outside all masks the content's own pixels are put back.
     """
-    original = to_tensor(work.image)
+    original = to_tensor(job.image)
     full = functional.interpolate(
         pixels[None].cpu(), original.shape[1:], mode="bicubic", antialias=True, align_corners=False
     )[0].clamp(-1, 1)  # fmt: skip
-    cover = coverage(work.styles, original.shape[1:])
+    cover = coverage(job.regions, original.shape[1:])
     if keep_outside:
         full = torch.lerp(original, full, cover)
     masks = {
-        f"masks/{work.triple.id}-{i}.png": style.mask
-        for i, style in enumerate(work.styles, start=1)
-        if style.mask is not None
+        f"masks/{job.triple.id}-{i}.png": region.mask
+        for i, region in enumerate(job.regions, start=1)
+        if region.mask is not None
     }
-    regions = [style.describe() for style in work.styles]
+    regions = [region.describe() for region in job.regions]
     for name, mask in masks.items():
         number = int(name.removesuffix(".png").rsplit("-", 1)[1])
         regions[number - 1] |= {"mask_file": name, "mask_share": round(float(mask.mean()), 4)}
     provenance = {
-        "id": work.triple.id,
-        "key": work.key,
+        "id": job.triple.id,
+        "key": job.key,
         "content": {
-            "path": str(work.triple.content),
-            "sha256": work.content_sha256,
-            "prompt": work.triple.content_prompt,
+            "path": str(job.triple.content),
+            "sha256": job.content_sha256,
+            "prompt": job.triple.content_prompt,
         },
-        "content_lora": str(work.content_adapter.path) if work.content_adapter else None,
+        "content_lora": str(job.content_adapter.path) if job.content_adapter else None,
         "regions": regions,
-        "outside": _outside(work.image, original, full, cover),
-        "result": f"{work.triple.id}.png",
-        "settings": work.settings,
-        "seed": work.triple.seed,
+        "outside": _outside(job.image, original, full, cover),
+        "result": f"{job.triple.id}.png",
+        "settings": job.settings,
+        "seed": job.triple.seed,
         "seconds": round(seconds, 3),
         "versions": {"python": sys.version.split()[0], **{name: version(name) for name in VERSIONS}},
     }
-    return Stylized(work.triple.id, full, provenance, masks)
+    return Stylized(job.triple.id, full, provenance, masks)
 
 
-def coverage(styles: Sequence[Style], size: Sequence[int]) -> torch.Tensor:
-    """How much of each pixel any style has at any time, (H, W) in [0, 1]."""
+def coverage(regions: Sequence[RegionJob], size: Sequence[int]) -> torch.Tensor:
+    """How much of each pixel any region has at any time, (H, W) in [0, 1]."""
     height, width = size
     cover = torch.zeros(height, width)
-    for moment in {style.region.start for style in styles}:
-        active = [style.mask for style in styles if style.region.stop < moment <= style.region.start]
+    for moment in {region.row.start for region in regions}:
+        active = [region.mask for region in regions if region.acts_at(moment)]
         everywhere = torch.ones(height, width)
         weights = shares([everywhere if mask is None else mask for mask in active])
         cover = torch.maximum(cover, torch.stack(weights).sum(0))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 from collections.abc import Sequence
@@ -27,11 +26,6 @@ FAILURES_NAME = "failures.jsonl"
 
 class PredictError(RuntimeError):
     """Some pictures could not be made, or a rank ended early; the text says which and why. The others are written."""
-
-
-def request_key(request: dict) -> str:
-    """sha256 of everything that determines a picture."""
-    return hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()
 
 
 class StylizationWriter(BasePredictionWriter):

@@ -5,13 +5,18 @@ from dataclasses import replace
 import pytest
 import torch
 from peft import LoraConfig
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from diffstyler.adapters import LoRAPack
 from diffstyler.diffusion.denoiser import Denoiser
+from diffstyler.diffusion.fusion import FuseClean, FuseLatents, FuseNoise
 from diffstyler.diffusion.initial import FromContent, FromContentAdaIN, FromStyle
 from diffstyler.diffusion.injection import CrossLoRAInjection, NoInjection
+from diffstyler.diffusion.inversion import Clean, invert
 from diffstyler.diffusion.sampling import Canvas, Region, denoise
-from diffstyler.types import Schedule, Trajectory
+from diffstyler.fit.losses import MinSNRLoss, Noised
+from diffstyler.types import PromptEmbeds, Schedule, Trajectory
 
 STEPS = 3
 LEFT = torch.zeros(8, 8).index_fill(1, torch.arange(4), 1)
@@ -239,3 +244,29 @@ def test_initial_noise_keeps_the_variance_and_follows_the_seed():
     assert share.item() == pytest.approx(0.7**0.5, abs=0.03)
     with pytest.raises(ValueError, match=r"a share in 0 … 1, got 1\.5"):
         FromContent(1.5)
+
+
+class NoFloat64(TorchDispatchMode):
+    """Of a device without float64, such as Apple's, for which the meta device stands in."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        output = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(output):
+            if isinstance(tensor, torch.Tensor) and tensor.device.type == "meta":
+                assert tensor.dtype != torch.float64, func
+        return output
+
+
+@pytest.mark.parametrize("tiny_dir", ["epsilon", "v_prediction"], indirect=True)
+@pytest.mark.parametrize("fusion", [FuseLatents(), FuseNoise(), FuseClean()])
+def test_no_float64_reaches_the_device(tiny, schedule, fusion):
+    tiny.to("meta")
+    prompt = PromptEmbeds(torch.zeros(1, 32, 32, device="meta"))
+    picture, level = torch.zeros(4, 8, 8, device="meta"), torch.ones(8, 8, device="meta")
+    with NoFloat64():
+        (way,) = invert(Denoiser(tiny), [Clean(picture, prompt)], schedule, refinements=1)
+        style = Region(None, prompt, prompt, 3.0, mask=level, injection=CrossLoRAInjection())
+        denoise(Denoiser(tiny), [Canvas(picture, way, (style,))], schedule, prompt, fusion)
+        timesteps = torch.tensor([3, 700])
+        noised = Noised(picture, picture, tiny.noise_levels(timesteps).to(picture), tiny.prediction)
+        MinSNRLoss()(picture.expand(2, -1, -1, -1), noised)

@@ -1,6 +1,7 @@
 """Fitting: exact whatever the neighbors, bitwise the same after an interruption, careful with what is not finite."""
 
 import json
+from datetime import timedelta
 from pathlib import Path
 
 import lightning
@@ -8,13 +9,17 @@ import pytest
 import torch
 from PIL import Image
 from runs import KillAt, KilledError, finetune, matrices
+from torch.optim.lr_scheduler import LambdaLR, MultiStepLR, OneCycleLR
 
-from diffstyler.adapters import LoRALibrary
+from diffstyler.adapters import LoRALibrary, read_record
 from diffstyler.backbones import StableDiffusion
+from diffstyler.errors import DiffstylerError
+from diffstyler.fit.crops import Crops
 from diffstyler.fit.data import FitData
 from diffstyler.fit.early_stop import EarlyStop
-from diffstyler.fit.finetuner import FitError
-from diffstyler.fit.losses import CleanLoss, MinSNRLoss
+from diffstyler.fit.finetuner import FitError, LoRAFinetuner
+from diffstyler.fit.jobs import FitPicture, FitSettings, fit_job
+from diffstyler.fit.losses import CleanLoss, DiffusionLoss, MinSNRLoss, Noised
 
 
 def distance(a: dict, b: dict) -> float:
@@ -293,8 +298,7 @@ def test_a_mask_changes_what_is_learned_and_not_the_neighbor(tiny_dir, tmp_path,
 
 
 def test_the_mask_is_part_of_what_a_lora_is(tiny_dir, tmp_path, pictures):
-    from diffstyler.predict.adapter_cache import AdapterShelf
-    from diffstyler.predict.adapter_resolver import MissingLoRAError
+    from diffstyler.predict.adapter_resolver import MissingLoRAError, resolve_adapters
     from diffstyler.types import StyleRegion, Triple
 
     jobs = tmp_path / "jobs.jsonl"
@@ -302,11 +306,122 @@ def test_the_mask_is_part_of_what_a_lora_is(tiny_dir, tmp_path, pictures):
     finetune(tiny_dir, tmp_path / "loras", [], jobs=jobs)
     (fitted,) = LoRALibrary(tmp_path / "loras").entries()
     assert fitted.identity.settings["mask"] == "box: 0,0,24,64"
-    shelf = AdapterShelf(LoRALibrary(tmp_path / "loras"), StableDiffusion(str(tiny_dir)))
+    library, model = LoRALibrary(tmp_path / "loras"), StableDiffusion(str(tiny_dir)).fingerprint()
 
     def triple(**more) -> Triple:
         return Triple("a", pictures[1], (StyleRegion(pictures[0], **more),))
 
-    shelf.find([triple(style_mask="box: 0,0,24,64")], "off", None)
+    resolve_adapters([triple(style_mask="box: 0,0,24,64")], library, model=model)
     with pytest.raises(MissingLoRAError, match="1 style pictures have no LoRA"):
-        shelf.find([triple()], "off", None)
+        resolve_adapters([triple()], library, model=model)
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [
+        ("limit_train_batches", 2),
+        ("limit_train_batches", 0.5),
+        ("overfit_batches", 1),
+        ("fast_dev_run", True),
+        ("accumulate_grad_batches", 2),
+        ("gradient_clip_val", 1.0),
+        ("max_epochs", 3),
+        ("min_steps", 5),
+    ],
+)
+def test_a_flag_that_a_fit_cannot_honor_is_an_error(tiny_dir, pictures, tmp_path, flag, value):
+    with pytest.raises(DiffstylerError, match=rf"trainer\.{flag}: "):
+        finetune(tiny_dir, tmp_path, pictures[:1], flags={flag: value})
+    assert not list(tmp_path.glob("*/*.safetensors"))
+
+
+def test_a_run_out_of_time_says_so_and_goes_on(tiny_dir, pictures, tmp_path):
+    settings = {"steps": 6, "deterministic": True, "checkpoint_every": 100}
+    whole = finetune(tiny_dir, tmp_path / "whole", pictures[:2], **settings)
+    with pytest.raises(FitError, match=r"2 LoRAs to do; what was under way is kept"):
+        finetune(tiny_dir, tmp_path / "cut", pictures[:2], flags={"max_time": timedelta(microseconds=1)}, **settings)
+    assert len(list((tmp_path / "cut" / ".unfinished").glob("*.pt"))) == 1
+    again = finetune(tiny_dir, tmp_path / "cut", pictures[:2], **settings)
+    assert all(same(again[name], whole[name]) for name in whole)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"optimizer": lambda params: torch.optim.AdamW(params, lr=1e-3, betas=(0.5, 0.6))},
+        {"optimizer": lambda params: torch.optim.RMSprop(params, lr=1e-3)},
+        {"lr_scheduler": lambda optimizer: MultiStepLR(optimizer, [1, 2])},
+        {"lr_scheduler": lambda optimizer: OneCycleLR(optimizer, 1e-2, total_steps=9)},
+    ],
+    ids=["betas", "class", "milestones", "max_lr"],
+)
+def test_settings_that_are_no_scalars_make_another_lora(tiny_dir, pictures, tmp_path, other):
+    (first,) = finetune(tiny_dir, tmp_path, pictures[:1]).values()
+    (second,) = finetune(tiny_dir, tmp_path, pictures[:1], **other).values()
+    assert not same(first, second)
+    assert len(LoRALibrary(tmp_path).entries()) == 2
+
+
+def test_a_lora_of_the_former_identity_is_told_and_not_used(tiny_dir, pictures, tmp_path, caplog):
+    milestones = {"lr_scheduler": lambda optimizer: MultiStepLR(optimizer, [1, 2])}
+    finetune(tiny_dir, tmp_path, pictures[:1], **milestones)
+    (entry,) = LoRALibrary(tmp_path).entries()
+    record = json.loads((entry.folder / "diffstyler.json").read_text())
+    del record["settings"]["lr_scheduler"]["milestones"]
+    (entry.folder / "diffstyler.json").write_text(json.dumps(record))
+    old = read_record(entry.folder).identity
+    entry.folder.rename(tmp_path / old.folder_name)
+    with caplog.at_level("WARNING", "diffstyler"):
+        finetune(tiny_dir, tmp_path, pictures[:1], **milestones)
+    assert "did not tell all settings of the optimizer; it is fitted again" in caplog.text
+    assert len(LoRALibrary(tmp_path).entries()) == 2
+
+
+def test_loras_of_plain_settings_keep_their_identity():
+    """As recorded before optimizer settings were told in full: LoRAs made then are found."""
+    job = fit_job(FitPicture((Path("a.png"),), "0" * 64, "a"), FitSettings(prompt="a", steps=3), "1" * 64, {})
+    assert job.former is None
+    assert job.identity.settings["optimizer"].keys() == {
+        *("class", "lr", "eps", "weight_decay", "amsgrad", "maximize", "capturable", "differentiable"),
+        "decoupled_weight_decay",
+    }
+    assert job.identity.settings["lr_scheduler"] == {
+        "class": "ConstantLR", "factor": 1.0, "total_iters": 5, "last_epoch": 0,
+    }  # fmt: skip
+    assert job.identity.settings["crops"] == {"resolution": None, "crop_size": None, "count": 1, "flip": True}
+
+
+def test_a_setting_that_cannot_be_told_is_an_error(tiny_dir, pictures, tmp_path):
+    for other in (
+        {"lr_scheduler": lambda optimizer: LambdaLR(optimizer, lambda step: 1.0)},
+        {"loss": Opaque(torch.zeros(3))},
+    ):
+        with pytest.raises(DiffstylerError, match="cannot be recorded"):
+            finetune(tiny_dir, tmp_path, pictures[:1], **other)
+
+
+class Opaque(DiffusionLoss):
+    def __init__(self, weights: torch.Tensor) -> None:
+        self.weights = weights
+
+    def __call__(self, output: torch.Tensor, noised: Noised) -> torch.Tensor:
+        return noised.mean(output)
+
+
+def test_an_error_leaves_the_model_as_it_was(tiny, pictures, tmp_path):
+    class FailAt(lightning.Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            if batch_idx == 1:
+                raise KeyError("now")
+
+    before = {name: tensor.clone() for name, tensor in tiny.state_dict().items()}
+    module = LoRAFinetuner(tiny, lora_dir=tmp_path, rank=4)
+    trainer = lightning.Trainer(
+        accelerator="cpu", max_steps=3, logger=False, enable_checkpointing=False, enable_model_summary=False,
+        enable_progress_bar=False, callbacks=[FailAt()],
+    )  # fmt: skip
+    with pytest.raises(KeyError):
+        trainer.fit(module, datamodule=FitData(pictures=pictures[:1], crops=Crops(64, 64)))
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in tiny.network.modules())
+    assert module.bench is None
+    assert all(torch.equal(tensor, before[name]) for name, tensor in tiny.state_dict().items())

@@ -138,3 +138,13 @@ def test_a_run_that_cannot_fit_ends_before_loading(studio, tiny_dir, monkeypatch
     monkeypatch.setattr(StableDiffusion, "load", lambda *_: pytest.fail("loaded"))
     with pytest.raises(MemoryBudgetError, match="two rows, tiles and offloading still take"):
         stylize(studio, tiny_dir, row(studio), max_memory=0.001)
+
+
+@pytest.mark.parametrize("forecast", [forecast_fit, forecast_predict])
+def test_a_forecast_leaves_a_loaded_model_as_it_is(tiny, forecast):
+    before = {name: tensor.clone() for name, tensor in tiny.state_dict().items()}
+    parts = dict(tiny.named_modules())
+    forecast(tiny, square, torch.float32, LORA)
+    assert dict(tiny.named_modules()).keys() == parts.keys()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in tiny.state_dict().items())
+    assert not any(module._forward_hooks for module in tiny.modules())

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from peft import LoraConfig
@@ -177,3 +178,33 @@ def test_the_text_encoder_part_of_a_lora_acts_by_its_strength(studio, tiny_dir):
     pictures = stylize(studio, tiny_dir, *rows, **settings)
     assert pixels(pictures[0]) == pixels(pictures[1]) == pixels(pictures[3])
     assert pixels(pictures[2]) != pixels(pictures[3])
+
+
+@pytest.mark.parametrize(
+    ("precision", "like"),
+    [("64-true", "32-true"), ("bf16-true", "bf16-mixed"), ("16-true", "32-true")],
+)
+def test_every_precision_of_the_trainer_runs(studio, tiny_dir, precision, like):
+    local = Triple("r", studio / "photo.png", (StyleRegion(studio / "gold.png", mask="box: 0,0,40,40"),))
+    settings = {"initial": FromContent(), "guidance_scale": 1.0, "num_inference_steps": 1}
+    one, other = (
+        stylize(studio, tiny_dir, row(studio), local, out=name, precision=name, **settings)
+        for name in (precision, like)
+    )
+    assert torch.get_default_dtype() == torch.float32
+    for a, b in zip(one, other, strict=True):
+        assert np.abs(np.asarray(a).astype(float) - np.asarray(b)).mean() < 1
+
+
+def test_an_interrupted_run_leaves_the_model_as_it_was(studio, tiny_dir, monkeypatch):
+    class LostError(BaseException):
+        pass
+
+    def lose(*_, **__) -> None:
+        raise LostError
+
+    backbone = StableDiffusion(str(tiny_dir))
+    monkeypatch.setattr("diffstyler.predict.stylizer.finish", lose)
+    with pytest.raises(LostError):
+        stylize(studio, tiny_dir, row(studio), backbone=backbone, num_inference_steps=1)
+    assert not any(module._forward_hooks for module in backbone.modules())

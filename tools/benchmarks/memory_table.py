@@ -16,8 +16,7 @@ from bench_models import SHAPES
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from peft import LoraConfig
 
-from diffstyler.backbones import StableDiffusion, StableDiffusionXL
-from diffstyler.backbones.latent_diffusion import LatentDiffusion
+from diffstyler.backbones import Backbone, StableDiffusion, StableDiffusionXL
 from diffstyler.backbones.quantization import Quantization
 from diffstyler.backbones.source import ModelSource
 from diffstyler.fit.jobs import ATTENTION
@@ -61,7 +60,7 @@ def smallest(need: float) -> str:
 
 
 @contextmanager
-def shaped(name: str, kind: Quantization | None) -> Iterator[LatentDiffusion]:
+def shaped(name: str, kind: Quantization | None) -> Iterator[Backbone]:
     """A model of public shape by configurations alone."""
     family = StableDiffusionXL if name == "sdxl" else StableDiffusion
     with tempfile.TemporaryDirectory() as folder:
@@ -71,7 +70,7 @@ def shaped(name: str, kind: Quantization | None) -> Iterator[LatentDiffusion]:
         vae.save_config(str(Path(folder) / "vae"))
         backbone = family(folder, quantization=kind)
         counts = [sum(p.numel() for p in part.parameters()) for part in (unet, vae)]
-        backbone.source = Counted(folder, parameters=sum(counts) + TEXT_PARAMETERS[name])
+        backbone.source = Counted(folder, parameters=sum(counts) + TEXT_PARAMETERS[name])  # type: ignore[assignment]
         yield backbone
 
 

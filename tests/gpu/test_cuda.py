@@ -1,0 +1,92 @@
+"""The real ways on CUDA: what they give is what the CPU gives, to a stated bound."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig
+from runs import finetune, row, stylize
+
+from diffstyler.adapters import LoRAPack
+from diffstyler.diffusion.denoiser import Denoiser
+from diffstyler.diffusion.injection import CrossLoRAInjection
+from diffstyler.diffusion.inversion import Clean, invert
+from diffstyler.diffusion.sampling import Canvas, Region, denoise
+from diffstyler.images import load_image, to_tensor
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+]
+
+
+@pytest.fixture(autouse=True)
+def full_precision():
+    """TF32 rounds to ten bits."""
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    yield
+    torch.set_float32_matmul_precision(before[0])
+    torch.backends.cudnn.allow_tf32 = before[1]
+
+
+def distance(a: dict, b: dict) -> float:
+    flat = [torch.cat([matrices[name].flatten() for name in sorted(b)]).double() for matrices in (a, b)]
+    return ((flat[0] - flat[1]).norm() / flat[1].norm()).item()
+
+
+def made(model, device: str) -> torch.Tensor:
+    """x_0 of a picture with two regions, injected, under two random adapters, inverted first."""
+    model = copy.deepcopy(model).to(device)
+    pack = LoRAPack(model.network, LoraConfig(r=4, target_modules=["to_q", "to_k", "to_v", "to_out.0"]), 2)
+    pack.flat.copy_(torch.randn(pack.flat.shape, generator=torch.Generator().manual_seed(3)) * 0.1)
+    pack.scale.fill_(1)
+    denoiser, schedule = Denoiser(model, pack), model.sampling_schedule(5)
+    clean = torch.randn(4, 8, 8, generator=torch.Generator().manual_seed(0)).to(device)
+    prompts = [model.encode_prompt([text]) for text in ("", "a red tree", "ugly")]
+    (way,) = invert(denoiser, [Clean(clean, prompts[0], 1)], schedule)
+    mask = torch.zeros(8, 8, device=device)
+    mask[:, :4] = 1
+    regions = [
+        Region(slot, prompts[1], prompts[2], 3.0, mask=own, injection=CrossLoRAInjection())
+        for slot, own in ((0, None), (1, mask))
+    ]
+    return denoise(denoiser, [Canvas(way.latents[0], way, tuple(regions))], schedule, prompts[0])[0].cpu()
+
+
+@pytest.mark.parametrize("tiny_dir", ["epsilon", "v_prediction"], indirect=True)
+def test_the_method_gives_what_the_cpu_gives(tiny):
+    expected = made(tiny, "cpu")
+    actual = made(tiny, "cuda")
+    assert ((actual - expected).norm() / expected.norm()).item() < 1e-3
+
+
+def test_a_fit_gives_what_the_cpu_gives_whatever_its_neighbors(tiny_dir, pictures, tmp_path):
+    cpu = finetune(tiny_dir, tmp_path / "cpu", pictures[:2], pack_size=2)
+    together = finetune(tiny_dir, tmp_path / "cuda", pictures[:2], pack_size=2, flags={"accelerator": "gpu"})
+    alone = finetune(tiny_dir, tmp_path / "alone", pictures[:2], pack_size=1, flags={"accelerator": "gpu"})
+    for name in cpu:
+        assert distance(together[name], cpu[name]) < 1e-2  # of three steps of Adam, which divides by small numbers
+        assert distance(together[name], alone[name]) < 1e-2
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])
+def test_mixed_precisions_and_automatic_packs_fit(tiny_dir, pictures, tmp_path, precision):
+    flags = {"accelerator": "gpu"}
+    fitted = finetune(tiny_dir, tmp_path, pictures, pack_size="auto", precision=precision, flags=flags)
+    assert len(fitted) == 3
+    assert all(torch.isfinite(matrix).all() for own in fitted.values() for matrix in own.values())
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true"])
+def test_predict_gives_what_the_cpu_gives(studio: Path, tiny_dir: Path, precision: str):
+    rows = [row(studio), row(studio, style="tomato")]
+    expected = stylize(studio, tiny_dir, *rows, out="cpu", batch_size=2)
+    actual = stylize(studio, tiny_dir, *rows, out="cuda", batch_size=2, precision=precision, accelerator="gpu")
+    for ours, theirs in zip(actual, expected, strict=True):
+        assert (to_tensor(ours) - to_tensor(theirs)).abs().mean() < (0.01 if precision == "32-true" else 0.1)
+    assert load_image(studio / "cuda" / f"{rows[0].id}.png").size == (72, 64)
