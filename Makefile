@@ -4,8 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 OLDEST := .venv-oldest
 DEMO ?= demo
-# tests that need no whole runs of fit, and no extra
-FAST := $(addprefix tests/,adapters backbones cli diffusion manifests masking memory) --ignore tests/masking/test_fastsam.py
+# without the longest, those of an extra, and three whose bounds on rounding were measured on today's kernels
+FAST := $(addprefix tests/,adapters backbones cli diffusion manifests masking memory) \
+	--ignore tests/masking/test_fastsam.py --ignore tests/diffusion/test_reference_parity.py \
+	-k "not rows_with_different_adapters and not rows_in_the_order and not returns_to_the_input"
 
 .PHONY: demo test test-oldest lint format wheel clean
 
