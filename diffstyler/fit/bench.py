@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
@@ -35,18 +35,26 @@ from diffstyler.types import PromptEmbeds
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
 class FitBatch:
     """One step's rows (R) of all slots in order, the same number for each, those of an idle slot zero.
 
-    ``texts``: each slot's prompt; ``prompts``: their conditioning row by row, None where LoRAs reach the text encoders,
-    so that it changes with every step.
+    No dataclass, because Lightning's precisions would go through it and change its tensors in place.
+
+    Args:
+        noised: the rows.
+        timesteps: of each (R,).
+        texts: each slot's prompt.
+        prompts: their conditioning row by row; None where LoRAs reach the text encoders, so that it changes with every
+            step.
     """
 
-    noised: Noised
-    timesteps: torch.Tensor
-    texts: tuple[str, ...]
-    prompts: PromptEmbeds | None
+    def __init__(
+        self, noised: Noised, timesteps: torch.Tensor, texts: tuple[str, ...], prompts: PromptEmbeds | None
+    ) -> None:
+        self.noised = noised
+        self.timesteps = timesteps
+        self.texts = texts
+        self.prompts = prompts
 
 
 class Watcher(Protocol):

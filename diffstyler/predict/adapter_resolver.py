@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import json
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -190,6 +191,8 @@ def _object_options(key: str, value: object, settings: Mapping[str, object]) -> 
     for setting, own in settings.items():
         if isinstance(own, (str, int, float, Path)):
             words += [f"--{key}.{setting}", str(own).lower() if isinstance(own, bool) else str(own)]
-        else:
+        elif hasattr(own, "__dict__"):
             words += _object_options(f"{key}.{setting}", own, vars(own))
+        else:
+            words += [f"--{key}.{setting}", json.dumps(own)]
     return words

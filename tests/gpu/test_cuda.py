@@ -19,6 +19,7 @@ from diffstyler.images import load_image, to_tensor
 
 pytestmark = [
     pytest.mark.gpu,
+    pytest.mark.filterwarnings("ignore:GPU available but not used"),  # these compare it with the CPU
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
 ]
 
