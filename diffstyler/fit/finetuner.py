@@ -208,9 +208,8 @@ class LoRAFinetuner(lightning.LightningModule):
         """Find out which LoRAs are to be fitted, and which are there.
 
         Raises:
-            DiffstylerError: a flag of the Trainer or a setting cannot be honored.
+            DiffstylerError: a setting cannot be honored or recorded.
         """
-        check_flags(self.trainer)
         data, model = self._data, self.backbone.fingerprint()
         self.run = replace(
             self.run,
@@ -242,6 +241,7 @@ class LoRAFinetuner(lightning.LightningModule):
         self._ddp_params_and_buffers_to_ignore = [f"backbone.{name}" for name in names]
 
     def configure_callbacks(self) -> list[lightning.Callback]:
+        check_flags(self.trainer)  # the first that Lightning asks; what it says of flags itself helps nobody
         return [self.progress, CloseBench()]
 
     def configure_optimizers(self) -> list:
