@@ -16,7 +16,7 @@ from torch import nn
 
 from diffstyler.backbones import InjectionSites
 from diffstyler.errors import DiffstylerError
-from diffstyler.types import Step
+from diffstyler.types import Schedule, Step
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,10 @@ class Injection(ABC):
     @abstractmethod
     def rates(self, step: Step) -> Rates:
         """The rates of one step."""
+
+    def without_effect(self, schedule: Schedule) -> set[str]:
+        """Settings, other than as they are by default, that change nothing on this grid."""
+        return set()
 
     def scheduled(self, features: float | None, attention: float | None) -> Injection:
         """The same with other fractions of the steps, None = as it is.
@@ -83,6 +87,13 @@ class CrossLoRAInjection(Injection):
     def scheduled(self, features: float | None, attention: float | None) -> CrossLoRAInjection:
         given = {"features": features, "attention": attention}
         return replace(self, **{name: value for name, value in given.items() if value is not None})
+
+    def without_effect(self, schedule: Schedule) -> set[str]:
+        rates = [self.rates(step) for step in schedule]
+        fixed = [replace(self, adaptive=True).rates(step) for step in schedule] == rates
+        idle = not any(rate.active for rate in rates)
+        effects = {"adaptive": fixed and not self.adaptive, "source_under_style": idle and self.source_under_style}
+        return {name for name, nothing in effects.items() if nothing}
 
     def rates(self, step: Step) -> Rates:
         rate = min(1.0, 2 * step.time) if self.adaptive else 1.0

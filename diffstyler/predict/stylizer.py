@@ -40,7 +40,7 @@ from diffstyler.predict.picture_job import PictureJob, RegionJob
 from diffstyler.predict.sidecar import finish
 from diffstyler.predict.writer import StylizationWriter
 from diffstyler.provenance import describe
-from diffstyler.types import Failed, StyleRegion, Stylized, Trajectory, Triple
+from diffstyler.types import Failed, Schedule, StyleRegion, Stylized, Trajectory, Triple
 
 log = logging.getLogger(__name__)
 
@@ -397,6 +397,7 @@ class Stylizer(lightning.LightningModule):
                 f"model.inversion_steps {self.inversion_steps}: its grid misses {len(missing)} of the "
                 f"{self.num_inference_steps} sampling timesteps; use 999, or leave it out"
             )
+        self._tell_what_has_no_effect(schedule)
         self.begin = next(iter(schedule))
         self.strategies = Strategies(
             self.injection, self.initial, self.fusion, self.guidance_scale, self.negative_prompt
@@ -413,6 +414,20 @@ class Stylizer(lightning.LightningModule):
         )
         self.backbone.prepare(self.device)
         self.masker.setup(self.backbone)
+
+    def _tell_what_has_no_effect(self, schedule: Schedule) -> None:
+        """A setting that no row of the run feels is told."""
+        rows = [row for triple in self._data.triples for row in triple.regions]
+        of_rows = [
+            self.injection.scheduled(*given).without_effect(schedule)
+            for given in {(row.inject_features, row.inject_attention) for row in rows}
+        ]
+        idle = {f"injection.{name}" for name in set.intersection(*of_rows)}
+        scales = {self.guidance_scale if row.guidance_scale is None else row.guidance_scale for row in rows}
+        if self.negative_prompt and scales == {1}:
+            idle.add("negative_prompt")
+        for name in sorted(idle):
+            log.warning("model.%s has no effect in this run: what it changes does not happen", name)
 
     def on_predict_end(self) -> None:
         if hasattr(self, "adapter_cache"):

@@ -1,6 +1,7 @@
 """Whole pictures: settings have effects, batches do not, failures stay with their rows."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,33 +18,55 @@ from diffstyler.predict.adapter_resolver import MissingLoRAError
 from diffstyler.predict.writer import PredictError
 from diffstyler.types import StyleRegion, Triple
 
+FIXED = CrossLoRAInjection(0.6, 1.0)
+
 
 @pytest.mark.parametrize(
-    "change",
+    ("base", "change"),
     [
-        {"num_inference_steps": 4},
-        {"inversion_refinements": 2},
-        {"guidance_scale": 4.0},
-        {"negative_prompt": "ugly"},
-        {"prompt": "sky"},
-        {"injection": NoInjection()},
-        {"injection": CrossLoRAInjection(features=0.0)},
-        {"injection": CrossLoRAInjection(attention=0.0)},
-        {"injection": CrossLoRAInjection(1.0, 1.0, adaptive=False)},
-        {"injection": CrossLoRAInjection(source_under_style=True)},
-        {"injection": CrossLoRAInjection(plain_self_attention_at_sites=True)},
-        {"initial": FromContent(noise=0.5)},
-        {"initial": FromContent()},
-        {"initial": FromStyle()},
-        {"content_lora": "off"},
-        {"resolution": 128},
+        ({}, {"num_inference_steps": 4}),
+        ({}, {"inversion_refinements": 2}),
+        ({}, {"guidance_scale": 4.0}),
+        ({}, {"negative_prompt": "ugly"}),
+        ({}, {"prompt": "sky"}),
+        ({}, {"injection": NoInjection()}),
+        ({"injection": FIXED}, {"injection": replace(FIXED, features=0.0)}),
+        ({"injection": FIXED}, {"injection": replace(FIXED, attention=0.0)}),
+        ({"injection": FIXED}, {"injection": replace(FIXED, adaptive=False)}),
+        ({"injection": FIXED}, {"injection": replace(FIXED, source_under_style=True)}),
+        ({"injection": FIXED}, {"injection": replace(FIXED, plain_self_attention_at_sites=True)}),
+        ({"initial": FromContent()}, {"initial": FromContent(noise=0.5)}),
+        ({}, {"initial": FromContent()}),
+        ({}, {"initial": FromStyle()}),
+        ({}, {"content_lora": "off"}),
+        ({}, {"resolution": 128}),
     ],
-    ids=lambda change: "-".join(f"{k}-{getattr(v, 'noise', '')}{type(v).__name__}" for k, v in change.items()),
+    ids=lambda change: "-".join(f"{k}-{v}" for k, v in change.items()) or "default",
 )
-def test_every_setting_has_an_effect(studio, tiny_dir, change):
-    plain = stylize(studio, tiny_dir, row(studio), out="plain")
-    changed = stylize(studio, tiny_dir, row(studio), out="changed", **change)
+def test_every_setting_has_an_effect(studio, tiny_dir, base, change):
+    """One thing is changed at a time."""
+    plain = stylize(studio, tiny_dir, row(studio), out="plain", **base)
+    changed = stylize(studio, tiny_dir, row(studio), out="changed", **{**base, **change})
     assert pixels(plain[0]) != pixels(changed[0])
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"injection": CrossLoRAInjection(adaptive=False)}, ["injection.adaptive"]),
+        ({"injection": CrossLoRAInjection(0.0, 0.0, source_under_style=True)}, ["injection.source_under_style"]),
+        ({"guidance_scale": 1.0, "negative_prompt": "ugly"}, ["negative_prompt"]),
+        ({"injection": CrossLoRAInjection(0.6, 1.0, adaptive=False)}, []),
+        ({"negative_prompt": "ugly"}, []),
+        ({}, []),
+    ],
+)
+def test_a_setting_without_effect_is_told(studio, tiny_dir, caplog, settings, told):
+    with caplog.at_level("WARNING", "diffstyler"):
+        stylize(studio, tiny_dir, row(studio), **settings)
+    assert [m.split(" has no effect")[0] for m in caplog.messages if "has no effect" in m] == [
+        f"model.{name}" for name in told
+    ]
 
 
 @pytest.mark.parametrize(
