@@ -53,7 +53,7 @@ def test_every_setting_has_an_effect(studio, tiny_dir, base, change):
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
-        ({"injection": CrossLoRAInjection(adaptive=False)}, ["injection.adaptive"]),
+        ({"injection": CrossLoRAInjection(attention=0.3, adaptive=False)}, ["injection.adaptive"]),
         ({"injection": CrossLoRAInjection(0.0, 0.0, source_under_style=True)}, ["injection.source_under_style"]),
         ({"guidance_scale": 1.0, "negative_prompt": "ugly"}, ["negative_prompt"]),
         ({"injection": CrossLoRAInjection(0.6, 1.0, adaptive=False)}, []),
