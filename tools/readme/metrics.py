@@ -1,4 +1,4 @@
-"""How near a picture comes to a style, and how much of the photograph is left."""
+"""How near a picture comes to a style, and how much of its structure is left."""
 
 from __future__ import annotations
 
@@ -36,36 +36,6 @@ def luminance_ssim(a: torch.Tensor, b: torch.Tensor) -> float:
     ssim = structural_similarity_index_measure(luminance[0], luminance[1], data_range=1.0)
     assert isinstance(ssim, torch.Tensor)
     return ssim.item()
-
-
-def seam(content: torch.Tensor, result: torch.Tensor, mask: torch.Tensor) -> dict[str, float] | None:
-    """How strong the luminance gradient is along a mask's border, in the content and in the result.
-
-    Args:
-        content: (3, H, W) in [-1, 1].
-        result: the same size.
-        mask: (H, W) in [0, 1].
-
-    Returns:
-        Mean gradient across the border (the component along the mask's own gradient) in gray levels (0 … 255) a pixel,
-        over all pixels where the mask changes; None where it changes nowhere.
-    """
-    across = _gradient(mask)
-    strength = across.norm(dim=0)
-    border = strength > 0
-    if not border.any():
-        return None
-    direction = across[:, border] / strength[border]
-    values = {}
-    for name, picture in {"content": content, "result": result}.items():
-        luminance = (picture.float() * 127.5 * torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(0)
-        values[name] = round((_gradient(luminance)[:, border] * direction).sum(0).abs().mean().item(), 3)
-    return values
-
-
-def _gradient(picture: torch.Tensor) -> torch.Tensor:
-    """(H, W) -> its derivatives (2, H, W) along y and x, by central differences."""
-    return torch.stack(torch.gradient(picture.float()))
 
 
 def _projected(picture: torch.Tensor, scale: int, patch: int, directions: torch.Tensor) -> torch.Tensor:
