@@ -14,7 +14,7 @@ from diffstyler.diffusion.fusion import FuseClean, FuseLatents, FuseNoise
 from diffstyler.diffusion.initial import FromContent, FromContentAdaIN, FromStyle
 from diffstyler.diffusion.injection import CrossLoRAInjection, NoInjection
 from diffstyler.diffusion.inversion import Clean, invert
-from diffstyler.diffusion.sampling import Canvas, Region, denoise
+from diffstyler.diffusion.sampling import Canvas, Region, count_rows, denoise
 from diffstyler.fit.losses import MinSNRLoss, Noised
 from diffstyler.types import PromptEmbeds, Schedule, Trajectory
 
@@ -270,3 +270,14 @@ def test_no_float64_reaches_the_device(tiny, schedule, fusion):
         timesteps = torch.tensor([3, 700])
         noised = Noised(picture, picture, tiny.noise_levels(timesteps).to(picture), tiny.prediction)
         MinSNRLoss()(picture.expand(2, -1, -1, -1), noised)
+
+
+def test_a_region_below_one_that_covers_all_costs_no_rows(tiny, denoiser, schedule):
+    outside, above = region(tiny, None, 3.0), region(tiny, 0, 3.0)
+    left = replace(above, mask=LEFT)
+    assert count_rows([outside, above], schedule) == count_rows([above], schedule) == 2 * STEPS
+    assert count_rows([outside, left], schedule) == 4 * STEPS
+    rows = []
+    tiny.unet.register_forward_pre_hook(lambda module, args: rows.append(len(args[0])))
+    run(denoiser, schedule, canvas(schedule, outside, above))
+    assert sum(rows) == 2 * STEPS
