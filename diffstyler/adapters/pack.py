@@ -65,6 +65,7 @@ class LoRAPack:
         slots: N.
         device: where the adapters live; the model's device by default.
         dtype: of the adapters.
+        compute_dtype: what they act in, the model's own as a rule; None = ``dtype``.
 
     Raises:
         DiffstylerError: no module matches ``target_modules``, or one is neither linear nor a plain convolution.
@@ -78,6 +79,7 @@ class LoRAPack:
         *,
         device: torch.device | str | None = None,
         dtype: torch.dtype = torch.float32,
+        compute_dtype: torch.dtype | None = None,
     ) -> None:
         self.config = config
         self.rank = config.r
@@ -86,11 +88,13 @@ class LoRAPack:
         device = device or next(model.parameters()).device
         self.flat = torch.zeros(slots, size, device=device, dtype=dtype)
         self.scale = torch.zeros(slots, device=device, dtype=dtype)
-        self._views = self._split(self.flat)
-        self._rows: Rows | None = None
-        self._row_scale = self.scale.view(-1, 1, 1)
+        self.compute_dtype = compute_dtype or dtype
+        self._acting = _Acting()
+        self._updates = [_Update() for _ in self.targets]
+        self._bind(self.flat)
         self._handles = [
-            target.module.register_forward_hook(self._hook(index)) for index, target in enumerate(self.targets)
+            target.module.register_forward_hook(_hook(update, self._acting))
+            for target, update in zip(self.targets, self._updates, strict=True)
         ]
 
     @property
@@ -106,19 +110,19 @@ class LoRAPack:
     @contextmanager
     def rows(self, rows: Rows) -> Iterator[None]:
         """Forwards inside run under these adapters; outside, the pack does nothing. Not re-entrant."""
-        assert self._rows is None, "rows() inside rows()"
-        self._rows = rows
-        self._row_scale = self._scale_of(rows)
-        device = self.flat.device.type
-        mixed = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-        dtype = torch.get_autocast_dtype(device) if mixed else self.flat.dtype
-        if self.flat.requires_grad and torch.is_grad_enabled():
-            self._views = self._split(self.flat.to(dtype))  # one cast and one split: one concatenation backward
+        assert self._acting.scale is None, "rows() inside rows()"
+        learns = self.flat.requires_grad and torch.is_grad_enabled()
+        if learns or self.compute_dtype != self.flat.dtype:  # one cast and one split: one concatenation backward
+            self._bind((self.flat if learns else self.flat.detach()).to(self.compute_dtype))
+        for target, update in zip(self.targets, self._updates, strict=True):
+            update.on = target.name not in rows.without
+        self._acting.slots, self._acting.scale = rows.slots, self._scale_of(rows).to(self.compute_dtype)
         try:
             yield
         finally:
-            self._rows = None
-            self._views = self._split(self.flat.detach()) if self.flat.requires_grad else self._views
+            self._acting.slots = self._acting.scale = None
+            if learns:
+                self._bind(self.flat.detach())
 
     def _scale_of(self, rows: Rows) -> torch.Tensor:
         """s of each row (R, 1, 1), or of each slot (N, 1, 1) where all slots run in order."""
@@ -186,28 +190,42 @@ class LoRAPack:
             row[target.offset : target.a_end].view(target.a_shape)[: len(a)] = a.to(row)
             row[target.a_end : target.end].view(target.b_shape)[:, : len(a)] = (b * (module.scale / scale)).to(row)
 
-    def _split(self, flat: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Each target's A (N, r, in) and B (N, out, r), as views of ``flat``."""
+    def _bind(self, flat: torch.Tensor) -> None:
+        """Give each target its A (N, r, in) and B (N, out, r), as views of ``flat``."""
         shapes = [shape for target in self.targets for shape in (target.a_shape, target.b_shape)]
         parts = flat.split([math.prod(shape) for shape in shapes], dim=1)
         views = [part.unflatten(1, shape) for part, shape in zip(parts, shapes, strict=True)]
-        return list(zip(views[::2], views[1::2], strict=True))
+        for update, a, b in zip(self._updates, views[::2], views[1::2], strict=True):
+            update.a, update.b = a, b
 
-    def _hook(self, index: int) -> Callable:
-        target = self.targets[index]
 
-        def add_lora(module: nn.Module, args: tuple[torch.Tensor], output: torch.Tensor) -> torch.Tensor | None:
-            rows = self._rows
-            if rows is None or target.name in rows.without:
-                return None
-            a, b = self._views[index]
-            if isinstance(module, nn.Linear):
-                return _add_low_rank(output, args[0], a, b, rows.slots, self._row_scale)
-            zeros = output.new_zeros(()).expand(len(output), output[0, 0].numel(), output.shape[1])
-            update = _add_low_rank(zeros, _unfold(args[0], module), a, b, rows.slots, self._row_scale)
-            return output + update.mT.reshape(output.shape)
+class _Acting:
+    """What acts in a forward, of all targets: the adapter of each row, and its scale; no scale, no adapter."""
 
-        return add_lora
+    slots: torch.Tensor | None = None
+    scale: torch.Tensor | None = None
+
+
+class _Update:
+    """The matrices of one target. Its hook reads no number that differs from target to target: a compiler that has
+    seen one layer has seen all that are like it."""
+
+    a: torch.Tensor
+    b: torch.Tensor
+    on: bool = True
+
+
+def _hook(update: _Update, acting: _Acting) -> Callable:
+    def add_lora(module: nn.Module, args: tuple[torch.Tensor], output: torch.Tensor) -> torch.Tensor | None:
+        if acting.scale is None or not update.on:
+            return None
+        if isinstance(module, nn.Linear):
+            return _add_low_rank(output, args[0], update.a, update.b, acting.slots, acting.scale)
+        zeros = output.new_zeros(()).expand(len(output), output[0, 0].numel(), output.shape[1])
+        added = _add_low_rank(zeros, _unfold(args[0], module), update.a, update.b, acting.slots, acting.scale)
+        return output + added.mT.reshape(output.shape)
+
+    return add_lora
 
 
 def _add_low_rank(
@@ -256,6 +274,7 @@ def pack_of_parts(
     *,
     device: torch.device,
     dtype: torch.dtype,
+    compute_dtype: torch.dtype | None = None,
 ) -> LoRAPack:
     """A pack over several models: one row holds an adapter's weights for all, by names that begin with the part.
 
@@ -264,7 +283,7 @@ def pack_of_parts(
     """
     names = [f"{part}.{t.name}" for part, config in configs.items() for t in find_targets(models[part], config)]
     config = replace(next(iter(configs.values())), target_modules=names)
-    return LoRAPack(nn.ModuleDict(dict(models)), config, slots, device=device, dtype=dtype)
+    return LoRAPack(nn.ModuleDict(dict(models)), config, slots, device=device, dtype=dtype, compute_dtype=compute_dtype)
 
 
 def by_part(modules: Mapping[str, LowRank]) -> dict[str, dict[str, LowRank]]:

@@ -159,6 +159,16 @@ class Backbone(nn.Module, ABC):
         output = output.to(torch.promote_types(output.dtype, torch.float32))
         return self.prediction.noise(output, latents, level.to(output))
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the network computes in."""
+        return next(p.dtype for p in self.network.parameters() if p.is_floating_point())
+
+    def own_precision(self) -> torch.autocast:
+        """Inside, layers run in the dtype that they were loaded in: autocast would take norms and what follows them to
+        float32 and back, which costs a fifth of the time and nearly a third of the memory on an H200."""
+        return torch.autocast(next(self.network.parameters()).device.type, enabled=False)
+
     def compile(self) -> None:
         """Compile the network once, in its first forward; hooks registered before are compiled with it."""
         self.network.compile(dynamic=False)

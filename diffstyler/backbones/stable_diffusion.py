@@ -26,10 +26,11 @@ class StableDiffusion(LatentDiffusion):
     )
 
     def encode_prompt(self, prompts: list[str]) -> PromptEmbeds:
-        with self._awake(self.text_encoder, self._device):
+        with self._awake(self.text_encoder, self._device), self.own_precision():
             ids = self._tokenize(self.tokenizers[0], prompts).to(self.text_encoder.device)
             return PromptEmbeds(self.text_encoder(ids).last_hidden_state)
 
     def predict(self, latents: torch.Tensor, timesteps: torch.Tensor, prompt: PromptEmbeds) -> torch.Tensor:
         dtype = self.unet.dtype
-        return self.unet(latents.to(dtype), timesteps, encoder_hidden_states=prompt.tokens.to(dtype)).sample
+        with self.own_precision():
+            return self.unet(latents.to(dtype), timesteps, encoder_hidden_states=prompt.tokens.to(dtype)).sample

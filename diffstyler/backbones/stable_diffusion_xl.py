@@ -46,7 +46,7 @@ class StableDiffusionXL(LatentDiffusion):
         """
         tokens = []
         for text_encoder, tokenizer in zip(self.text_encoders.values(), self.tokenizers, strict=True):
-            with self._awake(text_encoder, self._device):
+            with self._awake(text_encoder, self._device), self.own_precision():
                 ids = self._tokenize(tokenizer, prompts).to(text_encoder.device)
                 output = text_encoder(ids, output_hidden_states=True)
             tokens.append(output.hidden_states[-2])
@@ -61,10 +61,12 @@ class StableDiffusionXL(LatentDiffusion):
         assert prompt.pooled is not None
         dtype = self.unet.dtype
         height, width = (side * self.size_multiple for side in latents.shape[-2:])
-        time_ids = latents.new_tensor([height, width, 0, 0, height, width], dtype=dtype).expand(len(latents), -1)
-        return self.unet(
-            latents.to(dtype),
-            timesteps,
-            encoder_hidden_states=prompt.tokens.to(dtype),
-            added_cond_kwargs={"text_embeds": prompt.pooled.to(dtype), "time_ids": time_ids},
-        ).sample
+        time_ids = latents.new_zeros(len(latents), 6, dtype=dtype)
+        time_ids[:, 0::4], time_ids[:, 1::4] = height, width
+        with self.own_precision():
+            return self.unet(
+                latents.to(dtype),
+                timesteps,
+                encoder_hidden_states=prompt.tokens.to(dtype),
+                added_cond_kwargs={"text_embeds": prompt.pooled.to(dtype), "time_ids": time_ids},
+            ).sample

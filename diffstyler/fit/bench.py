@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -16,6 +17,7 @@ from torch.nn import functional
 
 from diffstyler.adapters import LoRAPack, Rows, by_part, pack_of_parts, save_lora
 from diffstyler.backbones import NETWORK, Backbone
+from diffstyler.captured import Captured
 from diffstyler.diffusion.denoiser import one_thread
 from diffstyler.distributed import POLL_SECONDS, Team
 from diffstyler.fit.crops import MOST_CROPS, take_crops
@@ -24,13 +26,13 @@ from diffstyler.fit.jobs import FitJob, FitSettings
 from diffstyler.fit.lora_card import write_lora_card
 from diffstyler.fit.losses import Noised
 from diffstyler.fit.preview import draw_previews
-from diffstyler.fit.slot import RETRY_FACTOR, Draw, LossScale, NonFiniteLossError, Slot, open_slot
+from diffstyler.fit.slot import RETRY_FACTOR, Draw, LossScale, NonFiniteLossError, Slot, clip_, open_slot
 from diffstyler.images import load_image
 from diffstyler.masking import find_masks
 from diffstyler.masking.prompt import Everything
 from diffstyler.masking.prompt_parser import parse_mask_prompt
 from diffstyler.memory.measure import optimizer_memory, step_memory
-from diffstyler.types import PromptEmbeds
+from diffstyler.types import NoiseLevel, PromptEmbeds
 
 log = logging.getLogger(__name__)
 
@@ -56,11 +58,25 @@ class FitBatch:
         self.texts = texts
         self.prompts = prompts
 
+    @property
+    def tensors(self) -> tuple[torch.Tensor | None, ...]:
+        """All that differs from step to step."""
+        noised, prompts = self.noised, self.prompts
+        told = (prompts.tokens, prompts.pooled) if prompts is not None else (None, None)
+        return noised.clean, noised.noise, noised.level.signal, noised.level.sigma, noised.mask, self.timesteps, *told  # type: ignore[return-value]
+
+    def of(self, tensors: Sequence[torch.Tensor | None]) -> FitBatch:
+        """The same kind of batch of other ``tensors``."""
+        clean, noise, signal, sigma, mask, timesteps, tokens, pooled = tensors
+        noised = replace(self.noised, clean=clean, noise=noise, level=NoiseLevel(signal, sigma), mask=mask)  # type: ignore[arg-type]
+        prompts = PromptEmbeds(tokens, pooled) if tokens is not None else None
+        return FitBatch(noised, timesteps, self.texts, prompts)  # type: ignore[arg-type]
+
 
 class Watcher(Protocol):
     """Whoever wants to see what happens on the bench."""
 
-    def on_loss(self, slot: Slot) -> None: ...
+    def on_loss(self, slot: Slot, step: int, loss: float) -> None: ...
     def on_preview(self, slot: Slot, preview: Image.Image) -> None: ...
     def on_wait(self) -> None: ...
 
@@ -72,10 +88,7 @@ class FitBench:
 
         while bench.refill():
             batch = bench.draw()
-            with bench.adapters():
-                losses = …  # (R,), one a row, under the adapters
-                bench.backward(losses)
-            bench.update(losses)
+            bench.update(bench.gradients(batch))
         bench.close()
 
     Args:
@@ -83,13 +96,15 @@ class FitBench:
         queue: of the jobs.
         run: the settings of all; each job has its own.
         pack: of as many slots as LoRAs are fitted at once.
-        losses: a batch -> the loss of each row (R,), for the looks at held-out rows; called under the adapters.
+        losses: a batch -> the loss of each row (R,), called under the adapters.
         watcher: is told of losses, previews and waiting.
         team: ranks that fit one LoRA together.
         waits: stay until no job is left anywhere, rather than until none is left to take.
         exact: a LoRA does not depend on its neighbors, to the last bit on a CPU.
         checkpoint_every: steps between saved states.
         preview_steps: as of the finetuner.
+        look_every: steps between two looks at the losses, for which the device must be waited for. A LoRA that is not
+            finite any more is found then; no other feels it.
     """
 
     def __init__(
@@ -106,6 +121,7 @@ class FitBench:
         exact: bool = False,
         checkpoint_every: int = 50,
         preview_steps: int | None = None,
+        look_every: int = 1,
     ) -> None:
         self.backbone = backbone
         self.queue = queue
@@ -119,7 +135,15 @@ class FitBench:
         self.deterministic = exact
         self.checkpoint_every = checkpoint_every
         self.preview_steps = preview_steps
+        self.look_every = look_every
         self.slots: list[Slot | None] = [None] * pack.slots
+        self._rows: SlotRows | None = None
+        self._unseen: list[torch.Tensor] = []  # (2, N), loss and gradient norm of each step that nobody has looked at
+        # what changes hands on the host in every step cannot be recorded: prompts as LoRAs encode them
+        recorded = pack.flat.is_cuda and not run.text_encoder_targets
+        self._captured = Captured(self._gradients_of) if recorded else None
+        self._kind: FitBatch | None = None
+        self._loss_scales, self._bounds = (pack.scale.new_ones(pack.slots) for _ in range(2))
 
     # ---- a step
 
@@ -128,7 +152,7 @@ class FitBench:
         while True:
             for index, slot in enumerate(self.slots):
                 if slot is None and (job := self._claim()):
-                    self.slots[index] = self._open(job, index)
+                    self._place(self._open(job, index))
             if self.busy:
                 return True
             if not self.team.agree(self.waits and bool(self.queue.waiting)):
@@ -141,8 +165,31 @@ class FitBench:
         draws = {slot.index: slot.draw(self.run.batch_size, self.backbone.num_train_timesteps) for slot in self.busy}
         return self._batch({index: draw[self.team.share] for index, draw in draws.items()})
 
+    def gradients(self, batch: FitBatch) -> torch.Tensor:
+        """The loss of each row (R,); the gradient of every LoRA's own loss is left in the pack."""
+        if self._captured is None:
+            return self._gradients(batch)
+        tensors = batch.tensors
+        self._kind = batch
+        kind = tuple(tensor is None for tensor in tensors)
+        return self._captured([tensor for tensor in tensors if tensor is not None], kind)
+
+    def _gradients_of(self, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+        assert self._kind is not None
+        given = iter(tensors)
+        own = [None if tensor is None else next(given) for tensor in self._kind.tensors]
+        return self._gradients(self._kind.of(own))
+
+    def _gradients(self, batch: FitBatch) -> torch.Tensor:
+        if self.pack.flat.grad is not None:
+            self.pack.flat.grad.zero_()
+        with self._adapters():
+            losses = self.losses(batch)
+            (self._of_slots(losses) * self._loss_scales).sum().backward()
+        return losses.detach()
+
     @contextmanager
-    def adapters(self) -> Iterator[None]:
+    def _adapters(self) -> Iterator[None]:
         """The rows of a batch run under their LoRAs."""
         # several threads split a matrix product by its rows, and a row's last bits then depend on its place
         with one_thread() if self.exact else nullcontext(), self.pack.rows(Rows(None)):
@@ -156,35 +203,59 @@ class FitBench:
         own = self.backbone.encode_prompt(list(batch.texts))
         return own[[index for index in range(len(self.slots)) for _ in range(rows)]]
 
-    def backward(self, losses: torch.Tensor) -> None:
-        """The gradient of every LoRA's own loss, from the loss of each row (R,)."""
-        self.pack.flat.grad = None
-        scales = losses.new_tensor([slot.loss_scale.value if slot else 0.0 for slot in self.slots])
-        (self._of_slots(losses) * scales).sum().backward()
-
     def update(self, losses: torch.Tensor) -> None:
         """Let each LoRA take its step; write out what is done, start again or give up what is not finite."""
-        busy = self.busy
-        assert self.pack.flat.grad is not None
-        self.team.sum(self.pack.flat.grad)
-        means = self.team.sum(self._of_slots(losses.detach())).tolist()
-        norms = torch.stack([slot.gradient_norm() for slot in busy]).tolist()
-        for slot, norm in zip(busy, norms, strict=True):
+        gradients = self.pack.flat.grad
+        assert gradients is not None
+        self.team.sum(gradients)
+        norms = clip_(gradients, self._loss_scales, self._bounds)
+        self._unseen.append(torch.stack([self.team.sum(self._of_slots(losses)), norms]))
+        scaled = any(slot.loss_scale.dynamic for slot in self.busy)
+        if scaled:
+            self._take_scaled_steps(norms.tolist())
+        else:
+            for slot in self.busy:
+                slot.take_step()
+        for slot in self.busy:
+            slot.step += 1
+        saving = [slot for slot in self.busy if not slot.done and slot.step % self.checkpoint_every == 0]
+        wait = scaled or len(self._unseen) >= self.look_every
+        if wait or saving or any(slot.done or slot.due for slot in self.busy):
+            self._look_at_losses()
+            self._look_at_held_out()
+            for slot in saving:
+                if self.slots[slot.index] is slot and not slot.done:  # not given up, or started again
+                    self._save(slot)
+            self._finish([slot for slot in self.busy if slot.done])
+
+    def _take_scaled_steps(self, norms: Sequence[float]) -> None:
+        for slot in self.busy:
             try:
-                slot.update(means[slot.index], norm)
-            except NonFiniteLossError as error:
-                self._quarantine(slot, f"{error} at step {slot.step}")
-                continue
-            self.watcher.on_loss(slot)
-        self._look_at_held_out()
-        busy = [slot for slot in busy if self.slots[slot.index] is slot]  # not given up, or started again
-        for slot in busy:
-            if not slot.done and slot.step % self.checkpoint_every == 0:
-                self._save(slot)
-        self._finish([slot for slot in busy if slot.done])
+                slot.scaled_step(norms[slot.index])
+            except NonFiniteLossError:
+                continue  # as its norm, which is looked at, says
+        self._set_scales()
+
+    def _look_at_losses(self) -> None:
+        """What the steps since the last look were like; a LoRA that is not finite starts again or is given up."""
+        if not self._unseen:
+            return
+        seen, self._unseen = torch.stack(self._unseen).tolist(), []
+        for slot in self.busy:
+            first = slot.step - len(seen)
+            for step, (losses, norms) in enumerate(seen, start=first):
+                loss, norm = losses[slot.index], norms[slot.index]
+                overflows = slot.loss_scale.dynamic and slot.loss_scale.value >= 1  # the step was not taken
+                if not math.isfinite(loss) or not (math.isfinite(norm) or overflows):
+                    what = "the gradient is not finite" if math.isfinite(loss) else f"the loss is {loss}"
+                    self._quarantine(slot, f"{what} at step {step}")
+                    break
+                slot.losses.append(loss)
+                self.watcher.on_loss(slot, step + 1, loss)
 
     def save(self) -> None:
         """Keep the state of what is under way."""
+        self._look_at_losses()
         for slot in self.busy:
             self._save(slot)
 
@@ -218,24 +289,26 @@ class FitBench:
 
     def _batch(self, draws: dict[int, Draw]) -> FitBatch:
         """Rows of slots without a draw are zeros: the width of the pack never changes."""
+        if self._rows is None:
+            self._rows = SlotRows.of(self.slots, self.pack.flat)
         some = next(iter(draws.values()))
-        idle = Draw(*map(torch.zeros_like, (some.clean, some.noise, some.timesteps, some.mask)))
+        count, device = len(some.timesteps), self.pack.flat.device
+        idle = Draw(torch.full((count,), -1), torch.zeros_like(some.timesteps), torch.zeros_like(some.noise))
         rows = [draws.get(index, idle) for index in range(len(self.slots))]
-        clean, noise = (
-            torch.cat([getattr(row, name) for row in rows]).to(self.pack.flat) for name in ("clean", "noise")
-        )
+        crops = torch.cat([row.crops + 1 + offset for row, offset in zip(rows, self._rows.offsets, strict=True)])
+        crops = send(crops * torch.cat([row.crops >= 0 for row in rows]), device)  # the first one is the idle slots'
         timesteps = torch.cat([row.timesteps for row in rows])
-        masked = any(slot.masks is not None for slot in self.busy)
-        mask = torch.cat([row.mask for row in rows]).to(self.pack.flat) if masked else None
-        level = self.backbone.noise_levels(timesteps).to(self.pack.flat)
-        texts = tuple(slot.job.settings.prompt if slot else "" for slot in self.slots)
+        noise = send(torch.cat([row.noise for row in rows]), device).to(self.pack.flat.dtype)
+        level = self.backbone.noise_levels(timesteps)
+        level = NoiseLevel(*(send(value.to(self.pack.flat.dtype), device) for value in (level.signal, level.sigma)))  # type: ignore[union-attr]
+        masks = self._rows.masks
+        noised = Noised(
+            self._rows.latents[crops], noise, level, self.backbone.prediction, None if masks is None else masks[crops]
+        )
         prompts = None
         if not self.run.text_encoder_targets:
-            empty = self.busy[0].prompt
-            count = len(some.timesteps)
-            prompts = PromptEmbeds.cat([slot.prompt if slot else empty for slot in self.slots for _ in range(count)])
-        noised = Noised(clean, noise, level, self.backbone.prediction, mask)
-        return FitBatch(noised, timesteps.to(self.pack.flat.device), texts, prompts)
+            prompts = self._rows.prompts[[index for index in range(len(self.slots)) for _ in range(count)]]
+        return FitBatch(noised, send(timesteps, device), self._rows.texts, prompts)
 
     def _of_slots(self, losses: torch.Tensor) -> torch.Tensor:
         """The loss of each slot (N,) from its rows'; in a team, this rank's part of it."""
@@ -250,7 +323,7 @@ class FitBench:
             return
         draws = [slot.draw_held_out(self.run.batch_size, self.backbone.num_train_timesteps) for slot in due]
         parts = []
-        with self.adapters():
+        with self._adapters():
             for part in zip(*draws, strict=True):
                 batch = self._batch({slot.index: draw for slot, draw in zip(due, part, strict=True)})
                 parts.append(self._of_slots(self.losses(batch)))
@@ -259,6 +332,21 @@ class FitBench:
             slot.held_out.append(losses[slot.index])
 
     # ---- jobs
+
+    def _place(self, slot: Slot) -> None:
+        self.slots[slot.index] = slot
+        self._slots_changed()
+
+    def _slots_changed(self) -> None:
+        self._rows = None
+        self._set_scales()
+        bounds = [slot.job.settings.gradient_clip if slot else None for slot in self.slots]
+        self._bounds = self.pack.scale.new_tensor([math.inf if bound is None else bound for bound in bounds])
+
+    def _set_scales(self) -> None:
+        """Of each slot's loss; they keep their place in memory, which a recording remembers."""
+        values = [slot.loss_scale.value if slot else 1.0 for slot in self.slots]
+        self._loss_scales.copy_(self._loss_scales.new_tensor(values))
 
     def _claim(self) -> FitJob | None:
         sides = {crop_side(slot.job, self.backbone) for slot in self.busy}
@@ -366,7 +454,7 @@ class FitBench:
                 self.queue.library.state_file(job.identity).unlink(missing_ok=True)
             self.team.agree(None)  # none reads the old state
             history = [f"{reason}; started again at {RETRY_FACTOR:g} of its learning rate"]
-            self.slots[slot.index] = self._open(job, slot.index, history)
+            self._place(self._open(job, slot.index, history))
             return
         if self.team.rank == 0:
             log.error("%s: %s; it is given up", path, reason)
@@ -377,6 +465,46 @@ class FitBench:
     def _release(self, slot: Slot) -> None:
         slot.close()
         self.slots[slot.index] = None
+        self._slots_changed()
+
+
+@dataclass(frozen=True)
+class SlotRows:
+    """What the rows of all slots are taken from, side by side on the device; it changes when a slot does.
+
+    ``latents`` (1 + K, C, h, w): zeros for idle slots, then the crops of each slot, which begin at its ``offsets``;
+    ``masks`` (1 + K, 1, h, w) of them, None where no slot has any. ``prompts`` (N rows) and ``texts`` of each slot.
+    """
+
+    latents: torch.Tensor
+    masks: torch.Tensor | None
+    offsets: tuple[int, ...]
+    prompts: PromptEmbeds
+    texts: tuple[str, ...]
+
+    @classmethod
+    def of(cls, slots: Sequence[Slot | None], like: torch.Tensor) -> SlotRows:
+        """Of at least one slot, in the dtype of ``like``."""
+        busy = [slot for slot in slots if slot is not None]
+        latents = torch.cat([torch.zeros_like(busy[0].latents[:1]), *(slot.latents for slot in busy)]).to(like)
+        masks = None
+        if any(slot.masks is not None for slot in busy):
+            masks = torch.ones_like(latents[:, :1])
+            masks[0] = 0
+        offsets, end = [], 0
+        for slot in slots:
+            offsets.append(end)
+            if slot is not None and masks is not None and slot.masks is not None:
+                masks[1 + end : 1 + end + len(slot.masks)] = slot.masks
+            end += len(slot.latents) if slot is not None else 0
+        prompts = PromptEmbeds.cat([slot.prompt if slot is not None else busy[0].prompt for slot in slots])
+        texts = tuple(slot.job.settings.prompt if slot is not None else "" for slot in slots)
+        return cls(latents, masks, tuple(offsets), prompts, texts)
+
+
+def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """To the device, without waiting for what runs there."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def open_pack(
@@ -388,9 +516,10 @@ def open_pack(
     if run.text_encoder_targets:
         models = backbone.parts
         configs = {part: configs[NETWORK] if part == NETWORK else widest(run, jobs).text_config for part in models}
-        pack = pack_of_parts(models, configs, width, device=device, dtype=dtype)
+        pack = pack_of_parts(models, configs, width, device=device, dtype=dtype, compute_dtype=backbone.dtype)
     else:
-        pack = LoRAPack(models[NETWORK], configs[NETWORK], width, device=device, dtype=dtype)
+        own = configs[NETWORK]
+        pack = LoRAPack(models[NETWORK], own, width, device=device, dtype=dtype, compute_dtype=backbone.dtype)
     pack.train()
     return pack
 

@@ -54,6 +54,9 @@ BASE_DTYPES = {
     "16-mixed": torch.float16,
 }
 
+#: steps between two looks at the losses where looking means waiting
+LOOK_EVERY = 16
+
 #: flags of the Trainer that mean nothing here, and what they are when nobody sets them
 NO_FLAGS = {
     "fast_dev_run": (False,),
@@ -191,10 +194,7 @@ class LoRAFinetuner(lightning.LightningModule):
     def training_step(self, batch: FitBatch, batch_idx: int) -> None:
         """One step of every LoRA of the pack: each descends on its own loss (the method)."""
         assert self.bench is not None
-        with self.bench.adapters():
-            losses = self.losses(batch)
-            self.bench.backward(losses)
-        self.bench.update(losses)
+        self.bench.update(self.bench.gradients(batch))
 
     def losses(self, batch: FitBatch) -> torch.Tensor:
         """‖ε − ε(z_t, t, prompt; A)‖² of each row (R,), z_t = √ᾱ z_0 + √(1−ᾱ) ε, or what ``loss`` makes of it."""
@@ -324,6 +324,7 @@ class LoRAFinetuner(lightning.LightningModule):
             exact=torch.are_deterministic_algorithms_enabled(),
             checkpoint_every=self.checkpoint_every,
             preview_steps=self.preview_steps,
+            look_every=LOOK_EVERY if self.device.type == "cuda" else 1,
         )
         if self.compile_network:  # after the adapters' hooks are there: later ones would not be seen
             self.backbone.compile()
@@ -390,9 +391,9 @@ class LoRAFinetuner(lightning.LightningModule):
         """The LoRAs of the data module's pictures that are there, in its order."""
         return self.queue.finished
 
-    def on_loss(self, slot: Slot) -> None:
+    def on_loss(self, slot: Slot, step: int, loss: float) -> None:
         if writer := self._tensorboard():
-            writer.add_scalar(f"loss/{slot.name}", slot.losses[-1], slot.step)
+            writer.add_scalar(f"loss/{slot.name}", loss, step)
 
     def on_preview(self, slot: Slot, preview: Image.Image) -> None:
         if writer := self._tensorboard():

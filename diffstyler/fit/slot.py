@@ -29,15 +29,25 @@ RETRY_FACTOR = 0.3
 
 @dataclass(frozen=True)
 class Draw:
-    """One step's rows of a slot: ``clean``, ``noise`` (b, C, h, w), ``timesteps`` (b,) int64, ``mask`` (b, 1, h, w)."""
+    """One step's rows of a slot, on the CPU: ``crops`` and ``timesteps`` (b,) int64, ``noise`` (b, C, h, w)."""
 
-    clean: torch.Tensor
-    noise: torch.Tensor
+    crops: torch.Tensor
     timesteps: torch.Tensor
-    mask: torch.Tensor
+    noise: torch.Tensor
 
     def __getitem__(self, rows: slice) -> Draw:
-        return Draw(self.clean[rows], self.noise[rows], self.timesteps[rows], self.mask[rows])
+        return Draw(self.crops[rows], self.timesteps[rows], self.noise[rows])
+
+
+def clip_(gradients: torch.Tensor, scales: torch.Tensor, bounds: torch.Tensor) -> torch.Tensor:
+    """Unscale each LoRA's gradient, a row of (N, P), and cut it to its bound, in place -> their L2 norms before (N,).
+
+    ``scales`` and ``bounds`` (N,); a bound may be infinite. Nobody waits for the device.
+    """
+    gradients.div_(scales[:, None])
+    norms = gradients.norm(dim=1)
+    gradients.mul_((bounds / norms).clamp(max=1)[:, None])  # by 1, exactly, within the bound
+    return norms
 
 
 class NonFiniteLossError(DiffstylerError):
@@ -134,39 +144,25 @@ class Slot:
 
     def _rows(self, crops: torch.Tensor, timesteps: torch.Tensor, generator: torch.Generator) -> Draw:
         noise = torch.randn((len(crops), *self.latents.shape[1:]), generator=generator, dtype=torch.float32)
-        device = self.latents.device
-        rows = crops.to(device)
-        return Draw(self.latents[rows], noise.to(device), timesteps.to(device), self._mask_of(rows))
+        return Draw(crops, timesteps, noise)
 
-    def _mask_of(self, crops: torch.Tensor) -> torch.Tensor:
-        if self.masks is not None:
-            return self.masks[crops]
-        return self.latents.new_ones(len(crops), 1, *self.latents.shape[2:])
-
-    def gradient_norm(self) -> torch.Tensor:
-        """Take this LoRA's gradient from the pack -> its L2 norm, a scalar on the device."""
+    def take_step(self) -> None:
+        """One optimizer step on this LoRA's gradient, which lies in the pack; nobody waits for the device."""
         assert self.pack.flat.grad is not None
         self.weights.grad = self.pack.flat.grad[self.index]
-        return self.weights.grad.div_(self.loss_scale.value).norm()
+        self.optimizer.step()
+        self.scheduler.step()
 
-    def update(self, loss: float, gradient_norm: float) -> None:
-        """One optimizer step on this LoRA's gradient, which the backward pass left in the pack.
+    def scaled_step(self, gradient_norm: float) -> None:
+        """The same with a loss scale that follows the gradients: none is taken where they overflow.
 
         Raises:
-            NonFiniteLossError: loss or gradient is not finite.
+            NonFiniteLossError: they overflow however small the scale.
         """
-        if not math.isfinite(loss):
-            raise NonFiniteLossError(f"the loss is {loss}")
         finite = math.isfinite(gradient_norm)
         self.loss_scale.update(finite)
         if finite:
-            clip = self.job.settings.gradient_clip
-            if clip is not None and gradient_norm > clip:
-                self.weights.grad.mul_(clip / gradient_norm)  # type: ignore[union-attr]
-            self.optimizer.step()
-            self.scheduler.step()
-        self.losses.append(loss)
-        self.step += 1
+            self.take_step()
 
     def save(self, path: Path) -> None:
         """Write everything that the next step depends on, atomically."""
@@ -192,6 +188,8 @@ class Slot:
             log.warning("%s was saved in a pack of another rank; it starts again", self.job.identity.name)
             return
         self.weights.data.copy_(state["weights"])
+        for saved, own in zip(state["optimizer"]["param_groups"], self.optimizer.param_groups, strict=True):
+            saved.update({name: own[name] for name in ("fused", "foreach") if name in own})  # as the device wants it
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
         self.loss_scale.value, self.loss_scale.good_steps = state["loss_scale"]
@@ -223,6 +221,8 @@ def open_slot(
     weights = torch.nn.Parameter(pack.flat.data[index])
     own = job.settings.optimizer([weights])
     for group in own.param_groups:
+        if isinstance(own, torch.optim.AdamW) and weights.is_cuda:
+            group.update(fused=True, foreach=False)  # one kernel in place of a dozen
         group["lr"] = (job.settings.learning_rate or group["lr"]) * RETRY_FACTOR ** len(history)
     return Slot(
         job,

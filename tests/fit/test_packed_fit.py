@@ -47,7 +47,7 @@ def fit_with_peft(folder: Path, path: Path, *, steps: int, dtype: torch.dtype, r
     for slot.step in range(steps):
         draw = slot.draw(2, len(backbone.alphas_cumprod))
         alphas = backbone.alphas_cumprod[draw.timesteps].to(dtype).view(-1, 1, 1, 1)
-        clean, noise = draw.clean.to(dtype), draw.noise.to(dtype)
+        clean, noise = latents[draw.crops].to(dtype), draw.noise.to(dtype)
         noised = alphas.sqrt() * clean + (1 - alphas).sqrt() * noise
         tokens = prompt.tokens.expand(2, -1, -1)
         loss = mse_loss(backbone.unet(noised, draw.timesteps, encoder_hidden_states=tokens).sample, noise)

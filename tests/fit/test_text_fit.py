@@ -64,7 +64,7 @@ def fit_with_peft(folder: Path, path: Path) -> torch.Tensor:
         draw = slot.draw(2, len(backbone.alphas_cumprod))
         alphas = backbone.alphas_cumprod[draw.timesteps].view(-1, 1, 1, 1)
         noise = draw.noise.double()
-        noised = alphas.sqrt() * draw.clean.double() + (1 - alphas).sqrt() * noise
+        noised = alphas.sqrt() * latents[draw.crops].double() + (1 - alphas).sqrt() * noise
         tokens = backbone.encode_prompt([PROMPT]).tokens.expand(2, -1, -1)
         loss = mse_loss(backbone.unet(noised, draw.timesteps, encoder_hidden_states=tokens).sample, noise)
         optimizer.zero_grad()

@@ -106,7 +106,8 @@ class RandomBackbone(Backbone):
             texts, times = torch.zeros(len(latents), 1280, **rows), torch.ones(len(latents), 6, **rows)
             more["added_cond_kwargs"] = {"text_embeds": texts, "time_ids": times}
         tokens = prompt.tokens.to(dtype)
-        return self.unet(latents.to(dtype), timesteps, encoder_hidden_states=tokens, **more).sample
+        with self.own_precision():
+            return self.unet(latents.to(dtype), timesteps, encoder_hidden_states=tokens, **more).sample
 
     def park_encoders(self, device: torch.device | str) -> None:
         pass

@@ -1,0 +1,73 @@
+"""A function of tensors -> the same function as CUDA graphs: thousands of kernels are launched as one."""
+
+from __future__ import annotations
+
+import gc
+import logging
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import torch
+
+log = logging.getLogger(__name__)
+
+#: runs before a recording, in which libraries choose their kernels and compilers compile
+WARM_UPS = 2
+
+Made = TypeVar("Made")
+
+
+@dataclass
+class _Recording(Generic[Made]):
+    graph: torch.cuda.CUDAGraph
+    inputs: list[torch.Tensor]
+    output: Made
+
+
+class Captured(Generic[Made]):
+    """``function`` (its input tensors in a list -> what it makes), recorded once for each kind of input, then replayed.
+
+    The function must do the same for equal kinds: it may neither wait for the device nor choose by the values of its
+    inputs, and what else it reads must keep its place in memory. What it returns is overwritten by the next call.
+
+    Args:
+        function: runs on the current CUDA device.
+    """
+
+    def __init__(self, function: Callable[[Sequence[torch.Tensor]], Made]) -> None:
+        self.function = function
+        self._recordings: dict[Hashable, _Recording[Made]] = {}
+        self._pool: tuple[int, int] | None = None  # recordings are replayed one after the other: one memory for all
+
+    def __call__(self, inputs: Sequence[torch.Tensor], kind: Hashable = None) -> Made:
+        """``kind``: what else decides what the function does."""
+        key = (kind, tuple((tensor.shape, tensor.dtype) for tensor in inputs))
+        recording = self._recordings.get(key)
+        if recording is None:
+            recording = self._recordings[key] = self._record(inputs)
+        else:
+            for old, new in zip(recording.inputs, inputs, strict=True):
+                old.copy_(new)
+        recording.graph.replay()
+        return recording.output
+
+    def clear(self) -> None:
+        """Forget all recordings, whose memory is then free."""
+        self._recordings, self._pool = {}, None
+        gc.collect()
+        torch.cuda.empty_cache()
+
+    def _record(self, inputs: Sequence[torch.Tensor]) -> _Recording[Made]:
+        own = [tensor.clone() for tensor in inputs]
+        beside = torch.cuda.Stream()
+        beside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(beside):
+            for _ in range(WARM_UPS):
+                self.function(own)
+        torch.cuda.current_stream().wait_stream(beside)
+        self._pool = self._pool or torch.cuda.graph_pool_handle()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            output = self.function(own)
+        return _Recording(graph, own, output)
