@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -75,7 +76,7 @@ def stylize(
         keep = _Keep()
         trainer = _trainer(precision=precision, callbacks=[keep])
         trainer.predict(stylizer, datamodule=PredictData(triples=[triple]), return_predictions=False)
-    for outcome in keep.outcomes:
+    for outcome in (future.result() for future in keep.outcomes):
         if isinstance(outcome, Failed):
             raise PredictError(outcome.reason)
         return to_image(outcome.pixels)
@@ -86,13 +87,13 @@ def stylize(
 class _Keep(lightning.Callback):
     """What the last batch gave; Lightning's own keeping cannot hold frozen dataclasses."""
 
-    outcomes: Sequence[Stylized | Failed] = ()
+    outcomes: Sequence[Future[Stylized | Failed]] = ()
 
     def on_predict_batch_end(
         self,
         trainer: lightning.Trainer,
         pl_module: lightning.LightningModule,
-        outputs: Sequence[Stylized | Failed],  # type: ignore[override]
+        outputs: Sequence[Future[Stylized | Failed]],  # type: ignore[override]
         batch: object,
         batch_idx: int,
         dataloader_idx: int = 0,

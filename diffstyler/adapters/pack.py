@@ -87,7 +87,7 @@ class LoRAPack:
         size = self.targets[-1].end
         device = device or next(model.parameters()).device
         self.flat = torch.zeros(slots, size, device=device, dtype=dtype)
-        self.scale = torch.zeros(slots, device=device, dtype=dtype)
+        self.scale = torch.zeros(slots, device=device, dtype=torch.promote_types(dtype, torch.float32))
         self.compute_dtype = compute_dtype or dtype
         self._acting = _Acting()
         self._updates = [_Update() for _ in self.targets]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from inspect import signature
 
@@ -164,10 +165,12 @@ class Backbone(nn.Module, ABC):
         """What the network computes in."""
         return next(p.dtype for p in self.network.parameters() if p.is_floating_point())
 
-    def own_precision(self) -> torch.autocast:
+    def own_precision(self) -> AbstractContextManager:
         """Inside, layers run in the dtype that they were loaded in: autocast would take norms and what follows them to
         float32 and back, which costs a fifth of the time and nearly a third of the memory on an H200."""
-        return torch.autocast(next(self.network.parameters()).device.type, enabled=False)
+        device = next(self.network.parameters()).device.type
+        mixed = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+        return torch.autocast(device, enabled=False) if mixed else nullcontext()
 
     def compile(self) -> None:
         """Compile the network once, in its first forward; hooks registered before are compiled with it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -10,9 +11,18 @@ import torch
 
 from diffstyler.adapters import LoRAPack, Rows
 from diffstyler.backbones import Backbone
+from diffstyler.cuda import Captured, send
 from diffstyler.diffusion.injection import InjectionHooks, Rates, RowSources, inject
 from diffstyler.errors import DiffstylerError
 from diffstyler.types import NoiseLevel, PromptEmbeds
+
+log = logging.getLogger(__name__)
+
+#: rows of a recorded call: others are filled up with idle ones
+WIDTHS = (1, 2, 3, 4, 6, 8, 12, 16, 20, 24, 32, 40, 48, 64, 80, 96, 128)
+MOST_ROWS = WIDTHS[-1]
+#: latent cells of a call that leave nothing of an H200 idle: 24 rows of 64 x 64; more gain nothing
+FULL_CELLS = 24 * 64 * 64
 
 
 @dataclass(frozen=True)
@@ -52,15 +62,44 @@ class _Piece:
         return len(self.targets) + (self.source is not None)
 
 
+@dataclass(frozen=True)
+class _Call:
+    """The inputs of one network call of R rows, on its device. ``sources`` is None where nothing is injected."""
+
+    latents: torch.Tensor
+    prompt: PromptEmbeds
+    timesteps: torch.Tensor
+    level: NoiseLevel
+    adapters: Rows
+    sources: RowSources | None
+
+    @property
+    def tensors(self) -> list[torch.Tensor]:
+        a, s, level = self.adapters, self.sources, (self.level.signal, self.level.sigma)
+        of_rows = [self.latents, self.timesteps, *level, a.slots, a.strength, self.prompt.tokens, self.prompt.pooled]
+        of_rows += [s.source, s.features, s.attention] if s is not None else []
+        return [tensor for tensor in of_rows if isinstance(tensor, torch.Tensor)]
+
+    def of(self, tensors: Sequence[torch.Tensor]) -> _Call:
+        """The same kind of call with other tensors."""
+        latents, timesteps, signal, sigma, slots, strength, tokens, *more = tensors
+        prompt = PromptEmbeds(tokens, more.pop(0) if self.prompt.pooled is not None else None)
+        rows = Rows(slots, strength, self.adapters.without)
+        return _Call(
+            latents, prompt, timesteps, NoiseLevel(signal, sigma), rows, RowSources(*more) if self.sources else None
+        )
+
+
 class Denoiser:
-    """ε for groups of rows.
+    """ε for groups of rows. On CUDA each kind of call is recorded as a graph once: one denoiser should serve them all.
 
     Args:
         backbone: a loaded model.
         pack: its adapters, or None for the base model alone.
         rows_per_call: exactly so many rows in every UNet call, idle ones padded: a picture's numbers then do not
             depend on its neighbors; on a CPU bitwise, for which one thread computes. None: all rows in one call.
-        max_rows: at most so many rows in a UNet call; None: all of them.
+        max_rows: at most so many rows in a UNet call; None: all of them, on CUDA as many as fill the device. Where its
+            memory ends, they are halved.
         plain_sites: adapters leave the self-attention at the injected sites alone.
 
     Raises:
@@ -84,6 +123,8 @@ class Denoiser:
         self.pack = pack
         self.rows_per_call = rows_per_call
         self.max_rows = max_rows
+        self._captured = Captured(self._predict_of)
+        self._kind: _Call | None = None
         self._hooks: InjectionHooks | None = None
         self._without: frozenset[str] = frozenset()
         if plain_sites and pack is not None:
@@ -103,18 +144,35 @@ class Denoiser:
 
     def __call__(self, groups: Sequence[Group]) -> list[torch.Tensor]:
         """For each group, the ε of its targets: (targets, C, h, w) in float32."""
+        while True:
+            limit = self._limit(groups[0].targets[0].latents)
+            try:
+                return self._noise_preds(groups, limit)
+            except torch.cuda.OutOfMemoryError:
+                if self.rows_per_call is not None or limit is None or limit <= 2:
+                    raise
+                self.max_rows = limit // 2
+                self._captured.clear()
+                log.warning("the device's memory ends: at most %d rows a call from now on", self.max_rows)
+
+    def _limit(self, latents: torch.Tensor) -> int | None:
+        """Rows of a call."""
+        if self.rows_per_call is not None or not latents.is_cuda:
+            return self.rows_per_call or self.max_rows
+        full = min(MOST_ROWS, FULL_CELLS // latents[0].numel())
+        return max(2, min(full, self.max_rows or full))
+
+    def _noise_preds(self, groups: Sequence[Group], limit: int | None) -> list[torch.Tensor]:
         predictions: list[list[torch.Tensor]] = [[] for _ in groups]
-        for call in self._calls(groups):
-            rows = [row for piece in call for row in _ordered(piece)]
-            noise_pred = self._run(rows, call)
+        for pieces in self._calls(groups, limit):
+            noise_pred = self._run([row for piece in pieces for row in _ordered(piece)], pieces)
             start = 0
-            for piece in call:
+            for piece in pieces:
                 predictions[piece.group].append(noise_pred[start : start + len(piece)][piece.source is not None :])
                 start += len(piece)
         return [torch.cat(parts) for parts in predictions]
 
-    def _calls(self, groups: Sequence[Group]) -> Iterator[list[_Piece]]:
-        limit = self.rows_per_call or self.max_rows
+    def _calls(self, groups: Sequence[Group], limit: int | None) -> Iterator[list[_Piece]]:
         call: list[_Piece] = []
         for piece in _pieces(groups, limit):
             if limit is not None and sum(map(len, call)) + len(piece) > limit:
@@ -124,32 +182,58 @@ class Denoiser:
         if call:
             yield call
 
-    def _run(self, rows: list[Row], call: list[_Piece]) -> torch.Tensor:
-        sources = _row_sources(call)
-        padding = 0 if self.rows_per_call is None else self.rows_per_call - len(rows)
-        rows = rows + [Row(rows[0].latents, rows[0].timestep, rows[0].level, rows[0].prompt)] * padding
-        device = rows[0].latents.device
-        latents = torch.stack([row.latents for row in rows])
-        timesteps = torch.tensor([row.timestep for row in rows], device=device)
-        level = NoiseLevel(*(_column([getattr(row.level, name) for row in rows]) for name in ("signal", "sigma")))
-        prompt = PromptEmbeds.cat([row.prompt for row in rows])
-        if self._hooks is not None:
-            self._hooks.rows = _pad(sources, padding, device) if sources is not None else None
-        adapters = self.pack.rows(self._adapters(rows, device)) if self.pack is not None else nullcontext()
+    def _run(self, rows: list[Row], pieces: list[_Piece]) -> torch.Tensor:
+        records = rows[0].latents.is_cuda
+        call = self._assemble(rows, pieces, self.rows_per_call or (width(len(rows)) if records else len(rows)))
+        if records:
+            self._kind = call
+            kind = call.sources is None, call.prompt.pooled is None
+            return self._captured(call.tensors, kind)[: len(rows)].clone()
         # several threads split a matrix product by its rows, and a row's last bits then depend on its place
-        exact = self.rows_per_call is not None and device.type == "cpu"
-        with adapters, one_thread() if exact else nullcontext():
-            return self.backbone.predict_noise(latents, timesteps, prompt, level)
+        with one_thread() if self.rows_per_call is not None else nullcontext():
+            return self._predict(call)
 
-    def _adapters(self, rows: list[Row], device: torch.device) -> Rows:
-        slots = torch.tensor([0 if row.slot is None else row.slot for row in rows], device=device)
-        strength = torch.tensor([0.0 if row.slot is None else row.strength for row in rows], device=device)
-        return Rows(slots, strength, self._without)
+    def _predict_of(self, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+        assert self._kind is not None
+        return self._predict(self._kind.of(tensors))
+
+    def _predict(self, call: _Call) -> torch.Tensor:
+        if self._hooks is not None:
+            self._hooks.rows = call.sources
+        with self.pack.rows(call.adapters) if self.pack is not None else nullcontext():
+            return self.backbone.predict_noise(call.latents, call.timesteps, call.prompt, call.level)
+
+    def _assemble(self, rows: list[Row], pieces: list[_Piece], count: int) -> _Call:
+        """Rows, and idle ones up to ``count``, as tensors: all whole numbers and all others in one transfer each."""
+        source, features, attention = _row_sources(pieces)
+        idle = count - len(rows)
+        rows = rows + [Row(rows[0].latents, rows[0].timestep, rows[0].level, rows[0].prompt)] * idle
+        source, features, attention = (
+            source + list(range(count - idle, count)),
+            features + [0.0] * idle,
+            attention + [0.0] * idle,
+        )
+        device, exact = rows[0].latents.device, torch.promote_types(self.backbone.dtype, torch.float32)
+        whole = [[row.timestep for row in rows], [0 if row.slot is None else row.slot for row in rows], source]
+        levels = [[float(row.level.signal) for row in rows], [float(row.level.sigma) for row in rows]]
+        strength = [0.0 if row.slot is None else row.strength for row in rows]
+        timesteps, slots, sources = send(torch.tensor(whole), device)
+        numbers = send(torch.tensor([*levels, strength, features, attention], dtype=torch.float64).to(exact), device)
+        signal, sigma = (level.view(-1, 1, 1, 1) for level in numbers[:2])
+        injects = self._hooks is not None and (any(features) or any(attention))
+        return _Call(
+            torch.stack([row.latents for row in rows]),
+            PromptEmbeds.cat([row.prompt for row in rows]),
+            timesteps,
+            NoiseLevel(signal, sigma),
+            Rows(slots, numbers[2], self._without),
+            RowSources(sources, numbers[3], numbers[4]) if injects else None,
+        )
 
 
-def _column(values: list[float]) -> torch.Tensor:
-    """(R, 1, 1, 1) on the CPU: some devices have no float64."""
-    return torch.tensor(values, dtype=torch.float64).view(-1, 1, 1, 1)
+def width(rows: int) -> int:
+    """The smallest of a few numbers of rows, each of which is recorded once, that is not less."""
+    return next((width for width in WIDTHS if width >= rows), rows)
 
 
 @contextmanager
@@ -173,27 +257,16 @@ def _ordered(piece: _Piece) -> tuple[Row, ...]:
     return piece.targets if piece.source is None else (piece.source, *piece.targets)
 
 
-def _row_sources(call: list[_Piece]) -> tuple[list[int], list[float], list[float]] | None:
-    """For each row of a call its source's index (its own if it has none) and its rates; None if nothing is injected."""
+def _row_sources(pieces: list[_Piece]) -> tuple[list[int], list[float], list[float]]:
+    """For each row of a call its source's index (its own if it has none) and its rates."""
     source: list[int] = []
     features: list[float] = []
     attention: list[float] = []
-    for piece in call:
+    for piece in pieces:
         start = len(source)
         for row in _ordered(piece):
             steered = piece.source is not None and row is not piece.source
             source.append(start if steered else len(source))
             features.append(row.rates.features if steered else 0.0)
             attention.append(row.rates.attention if steered else 0.0)
-    return (source, features, attention) if any(features) or any(attention) else None
-
-
-def _pad(sources: tuple[list[int], list[float], list[float]], padding: int, device: torch.device) -> RowSources:
-    source, features, attention = sources
-    source = source + list(range(len(source), len(source) + padding))
-    idle = [0.0] * padding
-    return RowSources(
-        torch.tensor(source, device=device),
-        torch.tensor(features + idle, device=device),
-        torch.tensor(attention + idle, device=device),
-    )
+    return source, features, attention

@@ -34,17 +34,17 @@ def invert(
         refinements: fixed-point steps in which ε is evaluated again on the new z_t (0 … about 5).
     """
 
-    def noise_preds(latents: Sequence[torch.Tensor], timestep: int, level: NoiseLevel) -> list[torch.Tensor]:
+    def noise_pred(latents: torch.Tensor, timestep: int, level: NoiseLevel) -> torch.Tensor:
         rows = [Row(z, timestep, level, p.prompt, p.slot) for z, p in zip(latents, pictures, strict=True)]
-        return [noise_pred[0] for noise_pred in denoiser([Group(None, (row,)) for row in rows])]
+        return torch.cat(denoiser([Group(None, (row,)) for row in rows]))
 
-    path = [[picture.latents for picture in pictures]]
+    path = [torch.stack([picture.latents for picture in pictures])]
     for step in reversed(list(schedule)):
         z, level = path[-1], step.level_to
         z_up = z
         for _ in range(1 + refinements):
-            noise = noise_preds(z_up, step.timestep, level)
-            z_up = [ddim_step(x, e, step.level_to, step.level) for x, e in zip(z, noise, strict=True)]
+            z_up = ddim_step(z, noise_pred(z_up, step.timestep, level), step.level_to, step.level)
             level = step.level
         path.append(z_up)
-    return [Trajectory(schedule.timesteps, torch.stack(list(own))) for own in zip(*reversed(path), strict=True)]
+    ways = torch.stack(path[::-1], dim=1)
+    return [Trajectory(schedule.timesteps, way) for way in ways]

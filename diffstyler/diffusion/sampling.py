@@ -109,15 +109,20 @@ def denoise(
     """
     fusion = fusion if fusion is not None else FuseLatents()
     x = [canvas.latents for canvas in canvases]
-    contents = [canvas.content.on(schedule) for canvas in canvases]
+    ways = {id(canvas.content): canvas.content.on(schedule) for canvas in canvases}
+    contents = [ways[id(canvas.content)] for canvas in canvases]
     with denoiser.injecting():
         for step in schedule:
             plans = [steered(canvas.regions, step) for canvas in canvases]
+            z = {key: way.latents[step.index] for key, way in ways.items()}
             groups = [
-                [_group(x_t, z.latents[step.index], canvas, part, step, source_prompt) for part in plan]
-                for x_t, z, canvas, plan in zip(x, contents, canvases, plans, strict=True)
+                _group(x_t, z[id(canvas.content)], canvas, part, step, source_prompt)
+                for x_t, canvas, plan in zip(x, canvases, plans, strict=True)
+                for part in plan
             ]
-            noise_preds = iter(denoiser([group for own in groups for group in own]))
+            merged, places = share_sources(groups)
+            made = denoiser(merged)
+            noise_preds = iter([made[index][rows] for index, rows in places])
             for i, (canvas, plan) in enumerate(zip(canvases, plans, strict=True)):
                 guided = {n: e for part in plan for n, e in _guided(next(noise_preds), canvas.regions, part)}
                 weights = shares([canvas.regions[n].mask for n in sorted(guided)])
@@ -141,6 +146,26 @@ def steered(regions: Sequence[Rowed], step: Step) -> list[Steered]:
     shared = tuple(n for n in seen if not regions[n].injection.source_under_style)
     plans = [Steered(shared, tuple(rates[n] for n in shared), own_source=False)] if shared else []
     return plans + [Steered((n,), (rates[n],), own_source=True) for n in seen if n not in shared]
+
+
+def share_sources(groups: Sequence[Group]) -> tuple[list[Group], list[tuple[int, slice]]]:
+    """Groups whose source rows are the same become one -> these, and where each group's targets are among them."""
+    sources: list[Row | None] = []
+    targets: list[list[Row]] = []
+    known: dict[tuple, int] = {}
+    places = []
+    for group in groups:
+        source = group.source
+        index = len(targets)
+        if source is not None:
+            key = id(source.latents), id(source.prompt), source.slot, source.strength
+            index = known.setdefault(key, index)
+        if index == len(targets):
+            sources.append(source)
+            targets.append([])
+        places.append((index, slice(len(targets[index]), len(targets[index]) + len(group.targets))))
+        targets[index] += group.targets
+    return [Group(s, tuple(own)) for s, own in zip(sources, targets, strict=True)], places
 
 
 def count_rows(regions: Sequence[Rowed], schedule: Schedule) -> int:

@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from diffstyler.adapters import LoRAPack, Rows, by_part, pack_of_parts, save_lora
 from diffstyler.backbones import NETWORK, Backbone
-from diffstyler.captured import Captured
+from diffstyler.cuda import Captured, send
 from diffstyler.diffusion.denoiser import one_thread
 from diffstyler.distributed import POLL_SECONDS, Team
 from diffstyler.fit.crops import MOST_CROPS, take_crops
@@ -500,11 +500,6 @@ class SlotRows:
         prompts = PromptEmbeds.cat([slot.prompt if slot is not None else busy[0].prompt for slot in slots])
         texts = tuple(slot.job.settings.prompt if slot is not None else "" for slot in slots)
         return cls(latents, masks, tuple(offsets), prompts, texts)
-
-
-def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """To the device, without waiting for what runs there."""
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def open_pack(

@@ -118,7 +118,9 @@ class AdapterCache:
             modules = sorted({name for names in those.values() for name in names.values()})
             rank = max(largest_rank(self._outlines[path].parts[part]) for path in those)
             config = LoraConfig(r=rank, target_modules=modules)
-            self._packs[part] = LoRAPack(self.backbone.parts[part], config, width, device=device)
+            model = self.backbone.parts[part]
+            dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
+            self._packs[part] = LoRAPack(model, config, width, device=device, dtype=dtype)
         self._width = width
 
     def _match(self, lora: LoRA) -> dict[str, dict[str, str]]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from diffstyler.cuda import send
 from diffstyler.diffusion.fusion import Fusion
 from diffstyler.diffusion.initial import InitialLatents, initial_latents
 from diffstyler.diffusion.injection import Injection
@@ -74,7 +75,8 @@ def _region(job: RegionJob, latents: torch.Tensor, adapters: AdapterCache, strat
     assert row.guidance_scale is not None
     mask = None
     if job.mask is not None:
-        mask = strategies.fusion.latent_mask(job.mask, (latents.shape[1], latents.shape[2])).to(latents)
+        mask = strategies.fusion.latent_mask(job.mask, (latents.shape[1], latents.shape[2]))
+        mask = send(mask.to(latents.dtype), latents.device)
     return Region(
         slot=adapters.slot(adapter),
         prompt=adapters.embed(row.prompt, adapter, row.strength),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Literal
 
 import lightning
 from torch.utils.data import DataLoader, DistributedSampler
@@ -18,19 +19,25 @@ class PredictData(lightning.LightningDataModule):
 
     Args:
         manifest: CSV, JSON Lines or Parquet, see the README for its columns.
-        batch_size: pictures made together.
+        batch_size: pictures made together; "auto" = on a GPU as many as fill it, else one.
     """
 
-    def __init__(self, manifest: Path | None = None, *, triples: Sequence[Triple] = (), batch_size: int = 1) -> None:
+    def __init__(
+        self,
+        manifest: Path | None = None,
+        *,
+        triples: Sequence[Triple] = (),
+        batch_size: int | Literal["auto"] = "auto",
+    ) -> None:
         super().__init__()
         self.allow_zero_length_dataloader_with_multiple_devices = True
-        if batch_size < 1:
+        if batch_size != "auto" and batch_size < 1:
             raise DiffstylerError(f"data.batch_size: expected at least 1, got {batch_size}")
         if manifest is None and not triples:
             raise DiffstylerError("nothing to predict: expected data.manifest")
         self.manifest = manifest
         self.triples: Sequence[Triple] = triples
-        self.batch_size = batch_size
+        self.batch_size: int | Literal["auto"] = batch_size
 
     def setup(self, stage: str) -> None:
         if self.manifest is not None:
@@ -41,7 +48,10 @@ class PredictData(lightning.LightningDataModule):
         trainer = self.trainer
         rank, ranks = (trainer.global_rank, trainer.world_size) if trainer is not None else (0, 1)
         rows = list(self.triples)
-        return DataLoader(rows, batch_size=self.batch_size, sampler=Share(rows, rank, ranks), collate_fn=Batch)  # type: ignore[arg-type]
+        together = self.batch_size
+        if together == "auto":
+            together = trainer.lightning_module.pictures_at_once if trainer is not None else 1  # type: ignore[union-attr]
+        return Ahead(rows, batch_size=together, sampler=Share(rows, rank, ranks), collate_fn=Batch)  # type: ignore[arg-type]
 
 
 class Batch:
@@ -49,9 +59,22 @@ class Batch:
 
     def __init__(self, triples: Iterable[Triple]) -> None:
         self._triples = tuple(triples)
+        self.next: Batch | None = None  #: what comes after it, to be read while it is made
 
     def __iter__(self) -> Iterator[Triple]:
         return iter(self._triples)
+
+
+class Ahead(DataLoader):
+    """Batches that know the next one."""
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        batches = super().__iter__()
+        batch = next(batches, None)
+        while batch is not None:
+            batch.next = next(batches, None)
+            yield batch
+            batch = batch.next
 
 
 class Share(DistributedSampler):

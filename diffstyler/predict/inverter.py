@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from diffstyler.backbones import Backbone
+from diffstyler.cuda import send
 from diffstyler.diffusion.denoiser import Denoiser
 from diffstyler.diffusion.inversion import Clean, invert
 from diffstyler.files import atomic_write
@@ -86,14 +87,14 @@ class Inverter:
             for name, trajectory in zip(alike, made, strict=True):
                 self.cache.put(self._key(distinct[name]), trajectory)
                 found[name] = trajectory
-        inverted = [trajectory for name in names if (trajectory := found[name]) is not None]
-        return [Trajectory(own.timesteps, own.latents.to(device)) for own in inverted]
+        there = {n: Trajectory(own.timesteps, send(own.latents, device)) for n, own in found.items() if own is not None}
+        return [there[name] for name in names]
 
     def _invert(self, denoiser: Denoiser, pictures: Sequence[ToInvert], device: torch.device) -> list[Trajectory]:
         """Pictures of one size on one grid, each under its own adapter, from E(picture)."""
         clean = [
             Clean(
-                self.backbone.encode_image(picture.pixels()[None].to(device))[0],
+                self.backbone.encode_image(send(picture.pixels()[None], device))[0],
                 self.adapters.embed("", picture.adapter),
                 self.adapters.slot(picture.adapter),
             )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
@@ -16,7 +17,8 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from diffstyler.adapters import LoRALibrary
 from diffstyler.backbones import Backbone, StableDiffusion
-from diffstyler.diffusion.denoiser import Denoiser
+from diffstyler.cuda import fetch
+from diffstyler.diffusion.denoiser import FULL_CELLS, Denoiser
 from diffstyler.diffusion.fusion import FuseLatents, Fusion
 from diffstyler.diffusion.initial import FromContentAdaIN, InitialLatents
 from diffstyler.diffusion.injection import CrossLoRAInjection, Injection
@@ -38,11 +40,18 @@ from diffstyler.predict.canvas import Strategies, compose, starting_regions
 from diffstyler.predict.inverter import Inverter, ToInvert, TrajectoryCache, style_to_invert
 from diffstyler.predict.picture_job import PictureJob, RegionJob
 from diffstyler.predict.sidecar import finish
+from diffstyler.predict.workers import Workers, settled
 from diffstyler.predict.writer import StylizationWriter
 from diffstyler.provenance import describe
 from diffstyler.types import Failed, Schedule, StyleRegion, Stylized, Trajectory, Triple
 
 log = logging.getLogger(__name__)
+
+
+def _failed(job: PictureJob, error: Exception) -> Failed:
+    triple = job.triple
+    log.error("%s: %s", triple.origin or triple.id, error, exc_info=log.isEnabledFor(logging.DEBUG))
+    return Failed(triple.id, triple.origin, f"{type(error).__name__}: {error}")
 
 
 class TakeOff(lightning.Callback):
@@ -62,7 +71,7 @@ class TriplesToMake(Protocol):
 
     manifest: Path | None
     triples: Sequence[Triple]
-    batch_size: int
+    batch_size: int | Literal["auto"]
 
 
 class Stylizer(lightning.LightningModule):
@@ -156,40 +165,42 @@ class Stylizer(lightning.LightningModule):
         self.rows_per_call = rows_per_call
         self.max_memory = max_memory
         self.plan: PredictPlan | None = None
+        self.denoiser: Denoiser | None = None
+        self.workers = Workers(apart=False)
+        self._ahead: tuple[object, list[Future]] | None = None
 
     # ---- the method
 
-    def predict_step(self, batch: Iterable[Triple], batch_idx: int) -> list[Stylized | Failed]:
-        """Pictures of one batch: those of equal size are made together."""
+    def predict_step(self, batch: Iterable[Triple], batch_idx: int) -> list[Future[Stylized | Failed]]:
+        """Pictures of one batch: those of equal size are made together; what the CPU does for them follows."""
         if self.trainer.received_sigterm:
             raise SIGTERMException
         torch.set_default_dtype(torch.float32)  # of masks and pixels; Lightning, which changes it, sets it back
-        outcomes: list[Stylized | Failed] = []
+        outcomes: list[Future[Stylized | Failed]] = []
         jobs = []
-        for triple in batch:
-            try:
-                job = self._prepare(triple)
-                if not self._is_done(job):
+        for job in self._prepared(batch):
+            if isinstance(job, PictureJob):
+                try:
                     jobs.append(self._find_masks(job))
-            except (ValueError, OSError) as error:
-                outcomes.append(Failed(triple.id, triple.origin, str(error)))
+                except (ValueError, OSError) as error:
+                    outcomes.append(settled(Failed(job.triple.id, job.triple.origin, str(error))))
+            elif job is not None:
+                outcomes.append(settled(job))
         for _, same_size in groupby(sorted(jobs, key=lambda job: job.size), key=lambda job: job.size):
             outcomes += self._stylize_or_fail(list(same_size))
         return outcomes
 
-    def _stylize_or_fail(self, jobs: list[PictureJob]) -> list[Stylized | Failed]:
+    def _stylize_or_fail(self, jobs: list[PictureJob]) -> list[Future[Stylized | Failed]]:
         """Where a batch fails, each picture is tried alone, so that only those fail that must."""
         try:
-            return [*self._stylize(jobs)]
+            return self._stylize(jobs)
         except (ValueError, RuntimeError, OSError) as error:
             if len(jobs) > 1:
                 return [outcome for job in jobs for outcome in self._stylize_or_fail([job])]
-            triple = jobs[0].triple
-            log.error("%s: %s", triple.origin or triple.id, error, exc_info=log.isEnabledFor(logging.DEBUG))
-            return [Failed(triple.id, triple.origin, f"{type(error).__name__}: {error}")]
+            return [settled(_failed(jobs[0], error))]
 
     @torch.no_grad()
-    def _stylize(self, jobs: list[PictureJob]) -> list[Stylized]:
+    def _stylize(self, jobs: list[PictureJob]) -> list[Future[Stylized | Failed]]:
         """The method, for pictures of equal size: load adapters, invert, compose, denoise, decode, finish."""
         started = time.perf_counter()
         self.adapter_cache.load([file for job in jobs for file in job.adapters], self.device)
@@ -201,21 +212,30 @@ class Stylizer(lightning.LightningModule):
         ]
         schedule = self.backbone.sampling_schedule(self.num_inference_steps)
         latents = denoise(denoiser, canvases, schedule, self.adapter_cache.embed(""), self.fusion)
-        pictures = [self.backbone.decode_latents(x_0[None])[0] for x_0 in latents]
-        seconds = (time.perf_counter() - started) / len(jobs)
-        return [
-            finish(job, pixels, seconds, keep_outside=self.keep_outside)
-            for job, pixels in zip(jobs, pictures, strict=True)
-        ]
+        pictures = [fetch(self.backbone.decode_latents(x_0[None])[0]) for x_0 in latents]
+
+        def finished(job: PictureJob, pixels: Callable[[], torch.Tensor]) -> Stylized | Failed:
+            try:
+                there = pixels()
+                seconds = (time.perf_counter() - started) / len(jobs)
+                return finish(job, there, seconds, keep_outside=self.keep_outside)
+            except (ValueError, RuntimeError, OSError) as error:
+                return _failed(job, error)
+
+        return [self.workers.submit(finished, job, pixels) for job, pixels in zip(jobs, pictures, strict=True)]
 
     def _denoiser(self) -> Denoiser:
-        return Denoiser(
-            self.backbone,
-            self.adapter_cache.pack,
-            rows_per_call=self.rows_per_call,
-            max_rows=self.plan.rows if self.plan else None,
-            plain_sites=self.injection.plain_self_attention_at_sites,
-        )
+        """One for all pictures, as long as the adapters lie where they are."""
+        pack = self.adapter_cache.pack
+        if self.denoiser is None or self.denoiser.pack is not pack:
+            self.denoiser = Denoiser(
+                self.backbone,
+                pack,
+                rows_per_call=self.rows_per_call,
+                max_rows=self.plan.rows if self.plan else None,
+                plain_sites=self.injection.plain_self_attention_at_sites,
+            )
+        return self.denoiser
 
     def _invert(
         self, denoiser: Denoiser, jobs: Sequence[PictureJob]
@@ -242,6 +262,23 @@ class Stylizer(lightning.LightningModule):
         return inverted[: len(jobs)], dict(zip(styles, inverted[len(jobs) :], strict=True))
 
     # ---- a row and its settings
+
+    def _prepared(self, batch: Iterable[Triple]) -> list[PictureJob | Failed | None]:
+        """The rows of a batch as jobs, read while the one before it was made; then the next one is read."""
+        ahead, self._ahead = self._ahead, None
+        own = ahead[1] if ahead is not None and ahead[0] is batch else [self._try_to_prepare(row) for row in batch]
+        following = getattr(batch, "next", None)
+        if following is not None and self.workers.apart:
+            self._ahead = following, [self.workers.submit(self._try_to_prepare, row) for row in following]
+        return [job.result() if isinstance(job, Future) else job for job in own]
+
+    def _try_to_prepare(self, triple: Triple) -> PictureJob | Failed | None:
+        """None where the picture is there already."""
+        try:
+            job = self._prepare(triple)
+            return None if self._is_done(job) else job
+        except (ValueError, OSError) as error:
+            return Failed(triple.id, triple.origin, str(error))
 
     def _prepare(self, triple: Triple) -> PictureJob:
         """Read the content and settle every setting of one picture."""
@@ -366,9 +403,23 @@ class Stylizer(lightning.LightningModule):
         )
 
     @property
+    def pictures_at_once(self) -> int:
+        """That fill a GPU's call: a source row and two targets of each. Elsewhere, and within ``max_memory``, one."""
+        if self.max_memory is not None or self.rows_per_call is not None or self.trainer.strategy.root_device.type != "cuda":
+            return 1
+        return max(1, FULL_CELLS // self._cells // 3)
+
+    @property
+    def _cells(self) -> int:
+        """Of a square picture's latents."""
+        side = (self.resolution or self.backbone.resolution) // self.backbone.size_multiple
+        return side * side
+
+    @property
     def styles_at_once(self) -> int:
         """LoRAs that one batch may need, contents' included."""
-        return self._data.batch_size * max(1 + len(triple.regions) for triple in self._data.triples)
+        size = self._data.batch_size
+        return (1 if size == "auto" else size) * max(1 + len(triple.regions) for triple in self._data.triples)
 
     @property
     def base_dtype(self) -> torch.dtype:
@@ -414,6 +465,9 @@ class Stylizer(lightning.LightningModule):
         )
         self.backbone.prepare(self.device)
         self.masker.setup(self.backbone)
+        self.workers = Workers(apart=self.device.type == "cuda")
+        if self.writer is not None:
+            self.writer.workers = self.workers
 
     def _tell_what_has_no_effect(self, schedule: Schedule) -> None:
         """A setting that no row of the run feels is told."""
@@ -430,6 +484,8 @@ class Stylizer(lightning.LightningModule):
             log.warning("model.%s has no effect in this run: what it changes does not happen", name)
 
     def on_predict_end(self) -> None:
+        self.workers.close()
+        self.denoiser = None
         if hasattr(self, "adapter_cache"):
             self.adapter_cache.close()
 

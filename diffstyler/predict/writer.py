@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Future
 from pathlib import Path
-from typing import Any
 
 import lightning
 from lightning.pytorch.callbacks import BasePredictionWriter
@@ -16,12 +17,16 @@ from diffstyler.distributed import Tally, Told, exit_codes, part
 from diffstyler.files import atomic_write
 from diffstyler.images import save_image, to_image
 from diffstyler.predict.contact_sheet import write_sheet
-from diffstyler.types import Failed, Stylized
+from diffstyler.predict.workers import Workers
+from diffstyler.types import Failed, Stylized, Triple
 
 log = logging.getLogger(__name__)
 
 
 FAILURES_NAME = "failures.jsonl"
+
+#: batches whose pictures may be on their way to the disk while the next one is made
+BATCHES_UNDER_WAY = 2
 
 
 class PredictError(RuntimeError):
@@ -39,7 +44,10 @@ class StylizationWriter(BasePredictionWriter):
         super().__init__(write_interval="batch")
         self.output_dir = output_dir
         self.tally = Tally(output_dir, "", 0, 1)
+        self.workers = Workers(apart=False)
         self._parted = False
+        self._under_way: deque[Future[Stylized | Failed]] = deque()
+        self._rows: dict[str, Triple] = {}
 
     def is_done(self, id: str, key: str) -> bool:
         """Whether this very picture lies in the folder already."""
@@ -53,20 +61,36 @@ class StylizationWriter(BasePredictionWriter):
         self,
         trainer: lightning.Trainer,
         pl_module: lightning.LightningModule,
-        prediction: Sequence[Stylized | Failed],
+        prediction: Sequence[Future[Stylized | Failed]],
         batch_indices: Sequence[int] | None,
-        batch: Any,
+        batch: Iterable[Triple],
         batch_idx: int,
         dataloader_idx: int,
     ) -> None:
-        failed = {outcome.id: outcome for outcome in prediction if isinstance(outcome, Failed)}
-        for stylized in (outcome for outcome in prediction if isinstance(outcome, Stylized)):
-            self.write(stylized)
-        for triple in batch:
-            if triple.id in failed:
-                self.tally.add(Told(triple.id, triple.origin, failed[triple.id].reason))
-            elif self._has(triple.id):
-                self.tally.add(Told(triple.id))
+        """Pictures are written as they are finished; those of earlier batches than the last ones are waited for."""
+
+        def written(outcome: Future[Stylized | Failed]) -> Stylized | Failed:
+            made = outcome.result()
+            if isinstance(made, Stylized):
+                self.write(made)
+            return made
+
+        self._under_way += [self.workers.submit(written, outcome) for outcome in prediction]
+        rows = list(batch)
+        self._rows |= {triple.id: triple for triple in rows}
+        self._settle(BATCHES_UNDER_WAY * len(rows) if self.workers.apart else 0)
+
+    def _settle(self, under_way: int = 0) -> None:
+        """Tell what became of pictures, until no more than these are on their way."""
+        while len(self._under_way) > under_way or (self._under_way and self._under_way[0].done()):
+            made = self._under_way.popleft().result()
+            triple = self._rows.pop(made.id)
+            self.tally.add(Told(made.id, triple.origin, made.reason if isinstance(made, Failed) else None))
+        if not self._under_way:  # the rows that are left were there already
+            for triple in self._rows.values():
+                if self._has(triple.id):
+                    self.tally.add(Told(triple.id))
+            self._rows = {}
 
     def write(self, stylized: Stylized) -> None:
         """Masks and picture first, then the sidecar: a sidecar says that its picture is complete."""
@@ -100,6 +124,7 @@ class StylizationWriter(BasePredictionWriter):
         Raises:
             PredictError: a row of the manifest has no picture.
         """
+        self._settle()
         if not trainer.is_global_zero:
             self.tally.close()
             return

@@ -1,4 +1,4 @@
-"""A function of tensors -> the same function as CUDA graphs: thousands of kernels are launched as one."""
+"""Work for a CUDA device that nobody waits for: recorded as graphs, sent, and fetched when it is there."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import gc
 import logging
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 
@@ -38,7 +38,7 @@ class Captured(Generic[Made]):
     def __init__(self, function: Callable[[Sequence[torch.Tensor]], Made]) -> None:
         self.function = function
         self._recordings: dict[Hashable, _Recording[Made]] = {}
-        self._pool: tuple[int, int] | None = None  # recordings are replayed one after the other: one memory for all
+        self._pool: Any = None  # recordings are replayed one after the other: one memory for all
 
     def __call__(self, inputs: Sequence[torch.Tensor], kind: Hashable = None) -> Made:
         """``kind``: what else decides what the function does."""
@@ -71,3 +71,26 @@ class Captured(Generic[Made]):
         with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             output = self.function(own)
         return _Recording(graph, own, output)
+
+
+def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """To the device, without waiting for what runs there."""
+    if device.type != "cuda" or tensor.is_cuda:
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
+def fetch(tensor: torch.Tensor) -> Callable[[], torch.Tensor]:
+    """On its way to the CPU -> what waits for it there."""
+    if not tensor.is_cuda:
+        return lambda: tensor
+    there = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    there.copy_(tensor, non_blocking=True)
+    arrived = torch.cuda.Event()
+    arrived.record()
+
+    def wait() -> torch.Tensor:
+        arrived.synchronize()
+        return there
+
+    return wait
