@@ -1,10 +1,16 @@
 """fit and stylize in a notebook."""
 
+import subprocess
+import sys
+
 import pytest
 from runs import pixels
 
 import diffstyler
 from diffstyler.backbones import StableDiffusion
+from diffstyler.fit.crops import Crops
+from diffstyler.fit.data import FitData
+from diffstyler.fit.finetuner import LoRAFinetuner
 from diffstyler.predict.stylizer import Stylizer
 from diffstyler.predict.writer import PredictError
 
@@ -28,3 +34,34 @@ def test_stylize_returns_the_picture_with_files_and_without(studio, tiny_dir, to
     with pytest.raises(PredictError, match=r"broken\.png: .*expected a picture"):
         diffstyler.stylize(studio / "broken.png", studio / "gold.png", stylizer())
     assert not list(tmp_path.glob("stylized"))
+
+
+@pytest.mark.parametrize(
+    "imports",
+    [
+        "from diffstyler import FitData, LoRAFinetuner, fit, stylize",
+        "from diffstyler.fit.crops import Crops; from diffstyler import fit",
+        "import diffstyler; diffstyler.LoRAFinetuner; fit = diffstyler.fit",
+    ],
+)
+def test_every_way_to_import_fit_gives_what_fits(imports):
+    """The room has the same name. Each in a process of its own: what was imported before decides."""
+    use = f"""
+{imports}
+import diffstyler.fit.crops
+diffstyler.fit.crops.Crops()
+try:
+    fit()
+except TypeError as error:
+    assert "argument: 'picture'" in str(error), error
+"""
+    done = subprocess.run([sys.executable, "-c", use], capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_fit_in_a_notebook_gives_the_lora(studio, tiny_dir, tmp_path):
+    finetuner = LoRAFinetuner(StableDiffusion(str(tiny_dir)), lora_dir=tmp_path, rank=1, preview_steps=0)
+    data = FitData(pictures=[studio / "gold.png"], crops=Crops(resolution=64, crop_size=64, count=1))
+    entry = diffstyler.fit(studio / "gold.png", finetuner, steps=1, data=data)
+    assert entry.identity.name == "gold"
+    assert (entry.folder / "pytorch_lora_weights.safetensors").is_file()

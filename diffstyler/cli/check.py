@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import lightning
@@ -92,11 +92,11 @@ def check_predict(stylizer: Stylizer, data: PredictData, trainer: lightning.Trai
     def cost() -> Iterator[Finding]:
         forecast = stylizer.forecast()
         yield _attempt("memory", lambda: _predict_memory(stylizer, forecast, device))
-        counts = [unet_rows(stylizer, triple) for triple in data.triples]
-        mean = sum(counts) / len(counts)
+        pictures = len(data.triples)
+        mean = unet_rows(stylizer, data.triples) / pictures
         speed, guess = _speed(device, stylizer.base_dtype)
         seconds = mean * forecast.row_flops / speed
-        whole = _duration(seconds * len(counts))
+        whole = _duration(seconds * pictures)
         yield Finding(
             "time",
             f"{mean:.0f} UNet rows a picture: {_pace(seconds, 'picture')}; {whole} in all ({guess})",
@@ -116,10 +116,21 @@ class CountedRegion:
     injection: Injection
 
 
-def unet_rows(stylizer: Stylizer, triple: Triple) -> int:
-    """Rows through the UNet for a picture whose content is seen first: inversion, sources and targets."""
+def unet_rows(stylizer: Stylizer, triples: Sequence[Triple]) -> int:
+    """Rows through the UNet for these pictures: inversion of each content and style, sources and targets."""
     steps = stylizer.num_inference_steps
-    inversion = stylizer.inversion_steps * (1 + stylizer.inversion_refinements)
+    timesteps = torch.arange(steps - 1, -1, -1) * (1000 // steps) + 1  # "leading" with offset 1, as every family has it
+    schedule = Schedule(timesteps, (NoiseLevel(1.0, 0.0),) * (steps + 1), 1000)
+    begin = next(iter(schedule)).time
+    rows = [region for triple in triples for region in triple.regions]
+    starts = {(row.style, row.style_mask) for row in rows if row.stop < begin <= row.start}
+    styles = len(starts) if stylizer.initial.needs_style else 0
+    contents = len({triple.content for triple in triples})
+    inversion = (contents * stylizer.inversion_steps + styles * steps) * (1 + stylizer.inversion_refinements)
+    return inversion + sum(count_rows(_counted(stylizer, triple), schedule) for triple in triples)
+
+
+def _counted(stylizer: Stylizer, triple: Triple) -> list[CountedRegion]:
     regions = [
         CountedRegion(
             covers_all=isinstance(parse_mask_prompt(region.mask), Everything),
@@ -132,9 +143,7 @@ def unet_rows(stylizer: Stylizer, triple: Triple) -> int:
     ]
     if (outside := stylizer.fusion.outside) is not None:
         regions.insert(0, CountedRegion(True, stylizer.guidance_scale, 1.0, 0.0, outside))
-    timesteps = torch.arange(steps - 1, -1, -1) * (1000 // steps) + 1  # "leading" with offset 1, as every family has it
-    schedule = Schedule(timesteps, (NoiseLevel(1.0, 0.0),) * (steps + 1), 1000)
-    return inversion + count_rows(regions, schedule)
+    return regions
 
 
 def _attach(model: LoRAFinetuner | Stylizer, data: FitData | PredictData, trainer: lightning.Trainer) -> torch.device:

@@ -14,7 +14,7 @@ import yaml
 from lightning import LightningDataModule, LightningModule
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins.environments import SLURMEnvironment
-from lightning.pytorch.utilities.exceptions import SIGTERMException
+from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 from diffstyler.cli.messages import telling
 from diffstyler.errors import DiffstylerError
@@ -66,23 +66,24 @@ class Run:
                     if self.config.trainer[name] != parser.get_default(f"trainer.{name}"):
                         parser.error(f"trainer.{name}: {run.name} cannot honor it: {why}")
 
-        return CLI(
-            self.model,
-            self.data,
-            run=False,
-            args=_with_presets(arguments)[0],
-            save_config_callback=None,
-            seed_everything_default=False,
-            auto_configure_optimizers=False,
-            parser_kwargs={"prog": f"diffstyler {self.name}", "allow_abbrev": False},
-            trainer_defaults={
-                "accelerator": "auto",
-                "devices": 1,
-                "enable_checkpointing": False,
-                "enable_model_summary": False,
-                **self.trainer_defaults(),
-            },
-        )
+        with refusals_told():
+            return CLI(
+                self.model,
+                self.data,
+                run=False,
+                args=_with_presets(arguments)[0],
+                save_config_callback=None,
+                seed_everything_default=False,
+                auto_configure_optimizers=False,
+                parser_kwargs={"prog": f"diffstyler {self.name}", "allow_abbrev": False},
+                trainer_defaults={
+                    "accelerator": "auto",
+                    "devices": 1,
+                    "enable_checkpointing": False,
+                    "enable_model_summary": False,
+                    **self.trainer_defaults(),
+                },
+            )
 
     @property
     def settings(self) -> set[str]:
@@ -135,7 +136,8 @@ def owners(arguments: Sequence[str]) -> dict[str, set[str]]:
 
 def _keys_of(config: str) -> Iterator[str]:
     try:
-        settings = yaml.safe_load(Path(config).read_text(encoding="utf-8")) or {}
+        text = config if config.lstrip().startswith("{") else Path(config).read_text(encoding="utf-8")
+        settings = yaml.safe_load(text) or {}
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise DiffstylerError(f"--config {config}: expected a YAML file, got: {error}") from error
     if not isinstance(settings, dict):
@@ -168,8 +170,18 @@ def _preset(path: str) -> str:
 
 
 @contextmanager
-def exit_code_of_sigterm() -> Iterator[None]:
+def refusals_told() -> Iterator[None]:
+    """What the Trainer cannot be or do here ends as our own errors do, and not in a traceback."""
     try:
         yield
+    except (MisconfigurationException, ImportError) as error:
+        raise DiffstylerError(f"trainer: {error}") from error
+
+
+@contextmanager
+def exit_code_of_sigterm() -> Iterator[None]:
+    try:
+        with refusals_told():
+            yield
     except SIGTERMException as error:  # without an exit code of its own
         raise SystemExit(128 + signal.SIGTERM) from error

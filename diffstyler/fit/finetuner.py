@@ -60,10 +60,11 @@ LOOK_EVERY = 16
 #: flags of the Trainer that mean nothing here, and what they are when nobody sets them
 NO_FLAGS = {
     "fast_dev_run": (False,),
-    "limit_train_batches": (1.0, None),
     "overfit_batches": (0.0,),
+    "limit_train_batches": (1.0, None),  # those above set it
     "accumulate_grad_batches": (1,),
     "gradient_clip_val": (None,),
+    "gradient_clip_algorithm": (None,),
     "max_epochs": (None, -1, 1, 1000),
     "min_epochs": (None, 0, 1),
     "min_steps": (None,),
@@ -71,6 +72,7 @@ NO_FLAGS = {
 }
 CURES = {
     "gradient_clip_val": "trainer.gradient_clip_val: each LoRA has a gradient of its own; set model.gradient_clip",
+    "gradient_clip_algorithm": "trainer.gradient_clip_algorithm: model.gradient_clip bounds each LoRA's norm",
     "accumulate_grad_batches": "trainer.accumulate_grad_batches: set model.batch_size",
 }
 
@@ -418,7 +420,8 @@ def check_flags(trainer: lightning.Trainer) -> None:
     """
     for flag, unset in NO_FLAGS.items():
         value = getattr(trainer, flag)
-        if value not in unset:
+        # of all batches, 1.0 is the whole and 1 is one
+        if value not in unset or (flag == "limit_train_batches" and isinstance(value, int)):
             cure = CURES.get(
                 flag, f"trainer.{flag}: trainer.max_steps says how many steps each LoRA takes; leave it out"
             )

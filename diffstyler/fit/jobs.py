@@ -159,10 +159,12 @@ class FitSettings:
     def _record_of_optimizer(self, whole: bool) -> dict[str, object]:
         """Read off a pair made for a parameter that does not matter."""
         optimizer = self.optimizer([torch.nn.Parameter(torch.zeros(1))])
-        own = _scalars(optimizer.defaults)
+        own = {} if whole else _scalars(optimizer.defaults)
         if self.learning_rate is not None:
             own["lr"] = optimizer.param_groups[0]["lr"] = self.learning_rate
-        before = {**optimizer.param_groups[0], "initial_lr": own["lr"]}
+        if whole:
+            own = _settings_of_optimizer(optimizer)
+        before = {**optimizer.param_groups[0], "initial_lr": optimizer.param_groups[0]["lr"]}
         scheduler = self.lr_scheduler(optimizer)
         schedule = _record_of_scheduler(scheduler, whole)
         if whole:  # some schedules keep their settings with the optimizer
@@ -171,11 +173,6 @@ class FitSettings:
                 name: value for name, value in group if name not in ("params", "lr") and value != before.get(name)
             }
             schedule |= {name: describe(value) for name, value in changed.items()}
-        if whole:
-            defaults = inspect.signature(type(optimizer).__init__).parameters
-            for name, value in optimizer.defaults.items():
-                if name not in own and (name not in defaults or defaults[name].default != value):
-                    own[name] = _told(f"model.optimizer: {name}", value)
         return {
             "optimizer": {"class": type(optimizer).__name__, **own},
             "lr_scheduler": schedule,
@@ -222,6 +219,24 @@ def fit_job(picture: FitPicture, run: FitSettings, model: str, model_settings: M
 
 def _scalars(values: Mapping[str, object]) -> dict[str, object]:
     return {name: value for name, value in values.items() if isinstance(value, (int, float, str, bool))}
+
+
+def _settings_of_optimizer(optimizer: Optimizer) -> dict[str, object]:
+    """Plain ones as they are, others where its class does not have them so by itself; a parameter group's own win."""
+    by_itself = {name: p.default for name, p in inspect.signature(type(optimizer).__init__).parameters.items()}
+    settings = {**optimizer.defaults, **optimizer.param_groups[0]}
+    if isinstance(settings.get("lr"), torch.Tensor):
+        settings["lr"] = settings["lr"].item()
+    # bitsandbytes keeps some apart, in `args`
+    apart = {**getattr(vars(optimizer).get("args"), "__dict__", {}), **vars(optimizer)}
+    for name in (by_itself.keys() & apart.keys()) - settings.keys() - {"args", "defaults"}:
+        if apart[name] != by_itself[name]:
+            settings[name] = apart[name]
+    own = _scalars(settings)
+    for name in settings.keys() - own.keys() - {"params"}:
+        if name not in by_itself or by_itself[name] != settings[name]:
+            own[name] = _told(f"model.optimizer: {name}", settings[name])
+    return own
 
 
 def _record_of_scheduler(scheduler: LRScheduler, whole: bool) -> dict[str, object]:

@@ -178,6 +178,8 @@ def _missing_text(missing: Iterable[tuple[str, Path]], lora_dir: Path, fit_optio
     lines = []
     for role, paths in by_role.items():
         command = ["diffstyler", "fit", "--config", f"configs/{role}.yaml", *fit_options, "--lora_dir", str(lora_dir)]
+        if "--data.manifest" not in fit_options:  # rows of a notebook
+            command += ["--data.pictures", json.dumps(list(map(str, paths)), ensure_ascii=False)]
         lines += [f"{len(paths)} {role} pictures have no LoRA in {lora_dir}:", *(f"  {path}" for path in paths)]
         lines += ["make them with", "  " + shlex.join(command)]
     return "\n".join(lines)

@@ -28,6 +28,9 @@ from diffstyler.types import Trajectory
 #: trajectories that stay in memory
 KEPT = 32
 
+#: starts that stay in memory, each a fraction of a trajectory: rows go by content, and all styles come with each
+STARTS_KEPT = 512
+
 Key = dict[str, str | int | None]
 
 
@@ -36,6 +39,7 @@ class ToInvert:
     """A picture to invert under an adapter, or under the base model, on a grid of ``steps``.
 
     ``sha256`` and ``size`` (height, width) tell it from others; ``pixels`` opens it, (3, H, W) in [-1, 1].
+    ``start_only``: of its trajectory z_T alone is used.
     """
 
     sha256: str
@@ -43,6 +47,7 @@ class ToInvert:
     pixels: Callable[[], torch.Tensor]
     adapter: AdapterFile | None
     steps: int
+    start_only: bool = False
 
 
 class Inverter:
@@ -72,10 +77,13 @@ class Inverter:
         self.settings = {"model": backbone.fingerprint(), "refinements": refinements, **settings}
 
     def __call__(self, denoiser: Denoiser, pictures: Sequence[ToInvert], device: torch.device) -> list[Trajectory]:
-        """{z_t} of each picture, on the device."""
+        """{z_t} of each picture, on the device; at least z_T where no more is used."""
         names = [_name(self._key(picture)) for picture in pictures]
-        distinct = dict(zip(names, pictures, strict=True))
-        found = {name: self.cache.get(self._key(picture)) for name, picture in distinct.items()}
+        distinct: dict[str, ToInvert] = {}
+        for name, picture in zip(names, pictures, strict=True):
+            if name not in distinct or not picture.start_only:
+                distinct[name] = picture
+        found = {name: self.cache.get(self._key(own), start_only=own.start_only) for name, own in distinct.items()}
         missing = [name for name, known in found.items() if known is None]
 
         def grid(name: str) -> tuple[int, tuple[int, int]]:
@@ -85,7 +93,7 @@ class Inverter:
             alike = list(group)
             made = self._invert(denoiser, [distinct[name] for name in alike], device)
             for name, trajectory in zip(alike, made, strict=True):
-                self.cache.put(self._key(distinct[name]), trajectory)
+                self.cache.put(self._key(distinct[name]), trajectory, start_only=distinct[name].start_only)
                 found[name] = trajectory
         there = {n: Trajectory(own.timesteps, send(own.latents, device)) for n, own in found.items() if own is not None}
         return [there[name] for name in names]
@@ -122,7 +130,14 @@ def style_to_invert(path: Path, adapter: AdapterFile, *, resolution: int, multip
     cut = min(width, MAX_ASPECT * height), min(height, MAX_ASPECT * width)
     size = fit_size(cut, resolution, multiple)
     sha256 = str(adapter.picture)
-    return ToInvert(sha256, size, lambda: to_tensor(ImageOps.fit(load_image(path), cut), size), adapter, steps)
+    return ToInvert(
+        sha256,
+        size,
+        lambda: to_tensor(ImageOps.fit(load_image(path), cut), size),
+        adapter,
+        steps,
+        start_only=True,
+    )
 
 
 class TrajectoryCache:
@@ -137,13 +152,18 @@ class TrajectoryCache:
         self.folder = folder
         self.in_memory = in_memory
         self._recent: OrderedDict[str, Trajectory] = OrderedDict()
+        self._starts: OrderedDict[str, Trajectory] = OrderedDict()
 
-    def get(self, key: Key) -> Trajectory | None:
-        """The trajectory stored under this key, or None. A damaged file counts as none."""
+    def get(self, key: Key, *, start_only: bool = False) -> Trajectory | None:
+        """The trajectory stored under this key, or at least its start; None where it is not known.
+
+        A damaged file counts as none.
+        """
         name = _name(key)
-        if name in self._recent:
-            self._recent.move_to_end(name)
-            return self._recent[name]
+        recent = self._starts if start_only else self._recent
+        if name in recent:
+            recent.move_to_end(name)
+            return recent[name]
         path = self._path(name)
         if path is None or not path.is_file():
             return None
@@ -151,11 +171,13 @@ class TrajectoryCache:
             tensors = load_file(path)
         except SafetensorError:
             return None
-        return self._remember(name, Trajectory(tensors["timesteps"], tensors["latents"]))
+        return self._remember(name, Trajectory(tensors["timesteps"], tensors["latents"]), start_only)
 
-    def put(self, key: Key, trajectory: Trajectory) -> None:
+    def put(self, key: Key, trajectory: Trajectory, *, start_only: bool = False) -> None:
+        """Keep it: on disk as it is, in memory its start where no more is used."""
         name = _name(key)
-        trajectory = self._remember(name, Trajectory(trajectory.timesteps.cpu(), trajectory.latents.cpu().contiguous()))
+        trajectory = Trajectory(trajectory.timesteps.cpu(), trajectory.latents.cpu().contiguous())
+        self._remember(name, trajectory, start_only)
         path = self._path(name)
         if path is None:
             return
@@ -163,10 +185,13 @@ class TrajectoryCache:
         tensors = {"timesteps": trajectory.timesteps, "latents": trajectory.latents}
         atomic_write(path, save(tensors, metadata={"key": json.dumps(key, sort_keys=True)}))
 
-    def _remember(self, name: str, trajectory: Trajectory) -> Trajectory:
-        self._recent[name] = trajectory
-        while len(self._recent) > self.in_memory:
-            self._recent.popitem(last=False)
+    def _remember(self, name: str, trajectory: Trajectory, start_only: bool) -> Trajectory:
+        recent, most = (self._starts, STARTS_KEPT) if start_only else (self._recent, self.in_memory)
+        if start_only:
+            trajectory = Trajectory(trajectory.timesteps[:1].clone(), trajectory.latents[:1].clone())
+        recent[name] = trajectory
+        while len(recent) > most:
+            recent.popitem(last=False)
         return trajectory
 
     def _path(self, name: str) -> Path | None:

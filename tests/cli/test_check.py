@@ -6,6 +6,7 @@ from diffstyler.backbones import StableDiffusion
 from diffstyler.cli.check import Finding, unet_rows
 from diffstyler.cli.main import main
 from diffstyler.diffusion.denoiser import Denoiser
+from diffstyler.diffusion.initial import FromContent
 from diffstyler.diffusion.injection import CrossLoRAInjection, NoInjection
 from diffstyler.predict.stylizer import Stylizer
 from diffstyler.types import StyleRegion, Triple
@@ -59,7 +60,7 @@ def test_a_predict_that_would_run(capsys, manifest, studio, tiny_dir):
     assert ok["manifest"] == "2 pictures with 2 regions"
     assert ok["LoRAs"] == "3 found, and all mask prompts can be read"
     assert "GiB forecast" in ok["memory"]
-    assert ok["time"].startswith("180 UNet rows a picture: about ")
+    assert ok["time"].startswith("230 UNet rows a picture: about ")
     assert sorted(studio.rglob("*")) == before
 
 
@@ -112,6 +113,7 @@ def test_a_finding_reads_as_a_line():
         ({}, {}),
         ({"guidance_scale": 1.0}, {}),
         ({"injection": NoInjection()}, {}),
+        ({"initial": FromContent()}, {}),
         ({"injection": CrossLoRAInjection(0.2, 0.8, source_under_style=True)}, {}),
         ({}, {"stop": 0.5}),
         ({"inversion_refinements": 1}, {"start": 0.5}),
@@ -124,8 +126,13 @@ def test_rows_are_counted_as_they_run(studio, tiny_dirs, settings, region, monke
     rows, run = [], Denoiser._run
     monkeypatch.setattr(Denoiser, "_run", lambda self, own, call: rows.append(len(own)) or run(self, own, call))
     settings = {"num_inference_steps": 5, "content_lora": "off", **settings}
-    triple = Triple("one", studio / "photo.png", (StyleRegion(studio / "gold.png", **region),))
-    stylize(studio, tiny_dirs["epsilon"], triple, **settings)
-    stylizer = Stylizer(StableDiffusion(str(tiny_dirs["epsilon"])), **{"guidance_scale": 2.0, **settings})
-    style = 5 * (1 + stylizer.inversion_refinements) if region.get("start", 1.0) == 1 else 0
-    assert unet_rows(stylizer, triple) + style == sum(rows)
+    triples = [
+        Triple(f"{content}-{style}", studio / f"{content}.png", (StyleRegion(studio / f"{style}.png", **region),))
+        for content in ("photo", "tall")
+        for style in ("gold", "tomato")
+    ]
+    for some in (triples[:1], triples):
+        rows.clear()
+        stylize(studio, tiny_dirs["epsilon"], *some, out=str(len(some)), **settings)
+        stylizer = Stylizer(StableDiffusion(str(tiny_dirs["epsilon"])), **{"guidance_scale": 2.0, **settings})
+        assert unet_rows(stylizer, some) == sum(rows)

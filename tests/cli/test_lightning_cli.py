@@ -203,6 +203,29 @@ def test_flags_decide_as_well(flags, command):
     assert list(owners(["--data.manifest", "output_dir.csv", *flags])) == [command]
 
 
+def test_a_config_written_on_the_command_line_decides_as_well():
+    assert list(owners(["--config", '{"model": {"rank": 4}}'])) == ["fit"]
+    assert list(owners(['--config={"output_dir": "out"}'])) == ["predict"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (["--trainer.devices", "0"], "not a valid input"),
+        (["--trainer.accelerator", "gpu"], "No supported gpu backend"),
+        (["--trainer.precision", "transformer-engine"], "transformer_engine"),
+        (["--trainer.callbacks", "ModelCheckpoint"], "enable_checkpointing"),
+    ],
+)
+@pytest.mark.parametrize("command", ["fit", "predict"])
+def test_what_the_trainer_cannot_be_here_is_told_in_a_line(flags, told, command, capsys):
+    data = ["--data.manifest", "rows.csv", *(["--trainer.max_steps", "1"] if command == "fit" else [])]
+    assert main(["check", command, *data, "--trainer.accelerator", "cpu", *flags]) == 1
+    (line,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("diffstyler: "))
+    assert line.startswith("diffstyler: trainer: ")
+    assert told in line
+
+
 def test_two_configs_are_read_both(tmp_path):
     (tmp_path / "shared.yaml").write_text("lora_dir: loras\nmodel: {max_memory: 4}")
     assert owners(["--config", "shared.yaml"]) == {}

@@ -1,6 +1,7 @@
 """Fitting: exact whatever the neighbors, bitwise the same after an interruption, careful with what is not finite."""
 
 import json
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
@@ -325,6 +326,8 @@ def test_the_mask_is_part_of_what_a_lora_is(tiny_dir, tmp_path, pictures):
         ("fast_dev_run", True),
         ("accumulate_grad_batches", 2),
         ("gradient_clip_val", 1.0),
+        ("gradient_clip_algorithm", "value"),
+        ("limit_train_batches", 1),  # one of them, where 1.0 is all
         ("max_epochs", 3),
         ("min_steps", 5),
     ],
@@ -389,6 +392,32 @@ def test_loras_of_plain_settings_keep_their_identity():
         "class": "ConstantLR", "factor": 1.0, "total_iters": 5, "last_epoch": 0,
     }  # fmt: skip
     assert job.identity.settings["crops"] == {"resolution": None, "crop_size": None, "count": 1, "flip": True}
+
+
+def of_adamw(**settings) -> Callable:
+    return lambda params: torch.optim.AdamW([{"params": list(params), **settings}])
+
+
+def of_bitsandbytes(**settings) -> Callable:
+    return lambda params: pytest.importorskip("bitsandbytes").optim.AdamW(params, **settings)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (of_adamw(), of_adamw(betas=(0.5, 0.9))),
+        (of_adamw(weight_decay=0.1), of_adamw(weight_decay=0.2)),
+        (of_adamw(lr=torch.tensor(1e-3)), of_adamw(lr=torch.tensor(2e-3))),
+        (of_bitsandbytes(), of_bitsandbytes(optim_bits=8)),
+        (of_bitsandbytes(), of_bitsandbytes(is_paged=True)),
+    ],
+    ids=["betas of the group", "scalar of the group", "tensors", "kept in args", "kept beside"],
+)
+def test_settings_count_wherever_an_optimizer_keeps_them(one, other):
+    first, second, again = (FitSettings(optimizer=make).record()["optimizer"] for make in (one, other, one))
+    assert first != second
+    assert first == again
+    json.dumps(first)
 
 
 def test_a_setting_that_cannot_be_told_is_an_error(tiny_dir, pictures, tmp_path):

@@ -14,7 +14,7 @@ from diffstyler.backbones import StableDiffusion, StableDiffusionXL
 from diffstyler.backbones.attention import AttentionBackend, AutoAttention
 from diffstyler.cli.main import main
 from diffstyler.predict import adapter_cache, adapter_resolver, stylizer
-from diffstyler.predict.adapter_resolver import fit_options_of, resolve_adapters
+from diffstyler.predict.adapter_resolver import MissingLoRAError, fit_options_of, resolve_adapters
 
 
 @pytest.fixture
@@ -149,3 +149,18 @@ def test_followed_to_the_letter_the_command_makes_what_was_missing(studio, tiny_
         assert main([*command[1:], *quick, "--model.batch_size", "1"]) == 0
     assert main(predict) == 0
     assert (tmp_path / "out" / "photo-gold.png").is_file()
+
+
+def test_rows_without_a_manifest_name_their_pictures(studio, tmp_path, capsys):
+    (studio / "gold.png").rename(studio / "my gold.png")
+    rows, library = [row(studio, style="my gold")], LoRALibrary(tmp_path / "new")
+    model = StableDiffusion().fingerprint()
+    with pytest.raises(MissingLoRAError) as caught:
+        resolve_adapters(rows, library, model=model, content_lora="required")
+    commands = [shlex.split(line)[1:] for line in str(caught.value).splitlines() if "diffstyler fit" in line]
+    assert len(commands) == 2
+    quick = ["--trainer.accelerator", "cpu", "--trainer.max_steps", "1", "--trainer.logger", "false"]
+    for command in commands:
+        assert main([*command, *quick, "--data.crops.resolution", "64", "--data.crops.crop_size", "64"]) == 0
+    adapters = resolve_adapters(rows, library, model=model, content_lora="required")
+    assert (len(adapters.styles), len(adapters.contents)) == (1, 1)

@@ -38,6 +38,21 @@ def test_a_style_is_inverted_once_for_contents_of_every_size(studio, tiny_dir, i
     assert sorted(shapes) == [(8, 9), (8, 12), (11, 8)]
 
 
+@pytest.mark.parametrize("folder", [None, "cache"])
+def test_more_styles_than_trajectories_stay_in_memory_are_inverted_once(
+    studio, tiny_dir, inverted, monkeypatch, folder
+):
+    """Rows go by content: each content comes with all styles, and what is least recently used is the next style."""
+    monkeypatch.setitem(inverter.TrajectoryCache.__init__.__kwdefaults__, "in_memory", 1)
+    rows = [row(studio, content, style) for content in ("photo", "tall") for style in ("gold", "tomato")]
+    cache_dir = None if folder is None else studio / folder
+    made = stylize(studio, tiny_dir, *rows, cache_dir=cache_dir)
+    assert sum(map(len, inverted)) == 4  # two contents, two styles
+    again = stylize(studio, tiny_dir, *rows, out="again", cache_dir=cache_dir)
+    assert sum(map(len, inverted)) == (8 if folder is None else 4)
+    assert list(map(pixels, made)) == list(map(pixels, again))
+
+
 def test_a_batch_is_inverted_together_under_each_ones_adapter(studio, tiny_dir, inverted):
     """Contents and styles of one size, contents twice; alone each gives the same picture."""
     Image.open(studio / "photo.png").transpose(Image.Transpose.FLIP_TOP_BOTTOM).save(studio / "flipped.png")
