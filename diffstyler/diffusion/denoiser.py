@@ -144,7 +144,7 @@ class Denoiser:
 
     def __call__(self, groups: Sequence[Group]) -> list[torch.Tensor]:
         """For each group, the ε of its targets: (targets, C, h, w) in float32."""
-        while True:
+        while groups:
             limit = self._limit(groups[0].targets[0].latents)
             try:
                 return self._noise_preds(groups, limit)
@@ -154,6 +154,7 @@ class Denoiser:
                 self.max_rows = limit // 2
                 self._captured.clear()
                 log.warning("the device's memory ends: at most %d rows a call from now on", self.max_rows)
+        return []
 
     def _limit(self, latents: torch.Tensor) -> int | None:
         """Rows of a call."""

@@ -405,7 +405,8 @@ class Stylizer(lightning.LightningModule):
     @property
     def pictures_at_once(self) -> int:
         """That fill a GPU's call: a source row and two targets of each. Elsewhere, and within ``max_memory``, one."""
-        if self.max_memory is not None or self.rows_per_call is not None or self.trainer.strategy.root_device.type != "cuda":
+        bound = self.max_memory is not None or self.rows_per_call is not None
+        if bound or self.trainer.strategy.root_device.type != "cuda":
             return 1
         return max(1, FULL_CELLS // self._cells // 3)
 

@@ -11,15 +11,15 @@ from __future__ import annotations
 
 import argparse
 import logging
-import statistics
 import tempfile
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import lightning
 import torch
@@ -91,7 +91,7 @@ def line(label: str, width: int, seconds: float, flops: float, rate: float, devi
 
 
 def peft_loop(backbone: Backbone, options: argparse.Namespace, device: torch.device) -> float:
-    """Seconds a step (the median) of one adapter added by diffusers and peft, with AdamW and autocast."""
+    """Seconds a step (the mean) of one adapter added by diffusers and peft, with AdamW and autocast."""
     unet: Any = backbone.to(device).network  # a Trainer leaves its model on the CPU
     unet.add_adapter(LoraConfig(r=options.rank, lora_alpha=options.rank, target_modules=list(ATTENTION)), "bench")
     parameters = [p for p in unet.parameters() if p.requires_grad]
@@ -109,7 +109,9 @@ def peft_loop(backbone: Backbone, options: argparse.Namespace, device: torch.dev
         timesteps = torch.randint(1000, (options.batch_size,), device=device)
         noise = torch.randn_like(clean[rows])
         noisy = levels[timesteps, 0] * clean[rows] + levels[timesteps, 1] * noise
-        with torch.autocast(device.type, torch.bfloat16, enabled=options.precision == "bf16-mixed"):
+        # as the example scripts do
+        mixed = torch.autocast(device.type, torch.bfloat16, enabled=options.precision == "bf16-mixed")
+        with mixed, mock.patch.object(Backbone, "own_precision", return_value=nullcontext()):
             prompts = type(prompt)(prompt.tokens.expand(options.batch_size, -1, -1))
             loss = torch.nn.functional.mse_loss(backbone.predict(noisy, timesteps, prompts).float(), noise)
         loss.backward()
@@ -121,23 +123,24 @@ def peft_loop(backbone: Backbone, options: argparse.Namespace, device: torch.dev
     reset(device)
     clock = Clock(options.warmup, options.steps, device)
     for index in range(options.warmup + options.steps):
-        clock.begin()
+        clock.begin(index)
         step()
         clock.end(index)
     unet.eval()
     unet.unload_lora()
     unet.requires_grad_(False)
-    return clock.median
+    return clock.mean
 
 
 def packed(backbone: Backbone, width: int, options: argparse.Namespace, device: torch.device, compiled: bool) -> float:
-    """Seconds a step (the median) of diffstyler's own fit, through its Trainer, with ``width`` LoRAs at once."""
+    """Seconds a step (the mean) of diffstyler's own fit, through its Trainer, with ``width`` LoRAs at once."""
     clock = Clock(options.warmup, options.steps, device)
     more = {"compile": True} if compiled else {}
     reset(device)
     steps = options.warmup + options.steps + 1
     fit(LoRAFinetuner, backbone, width, width, steps, options, [clock], Crops(count=2), preview_steps=0, **more)
-    return clock.median
+    print(f"<!-- first step after {clock.first:.0f} s -->", flush=True)
+    return clock.mean
 
 
 def fit(
@@ -217,27 +220,33 @@ class TimedFinetuner(LoRAFinetuner):
 
 
 class Clock(lightning.Callback):
-    """Times the steps after ``warmup`` ones; the last step of a LoRA, which writes its file, is not among them."""
+    """Times the ``steps`` after ``warmup`` ones as one, so that they may overlap; the last step of a LoRA, which writes
+    its file, is not among them."""
 
     def __init__(self, warmup: int, steps: int, device: torch.device) -> None:
         self.warmup, self.steps, self.device = warmup, steps, device
-        self.began, self.seconds = 0.0, list[float]()
+        self.began = self.seconds = self.first = 0.0
+        self.made = time.perf_counter()
 
     @property
-    def median(self) -> float:
-        return statistics.median(self.seconds)
+    def mean(self) -> float:
+        return self.seconds / self.steps
 
-    def begin(self) -> None:
-        wait(self.device)
-        self.began = time.perf_counter()
+    def begin(self, index: int) -> None:
+        if index == self.warmup:
+            wait(self.device)
+            self.began = time.perf_counter()
 
     def end(self, index: int) -> None:
-        wait(self.device)
-        if self.warmup <= index < self.warmup + self.steps:
-            self.seconds.append(time.perf_counter() - self.began)
+        if index == 0:
+            wait(self.device)
+            self.first = time.perf_counter() - self.made
+        if index == self.warmup + self.steps - 1:
+            wait(self.device)
+            self.seconds = time.perf_counter() - self.began
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: int, batch_idx: int) -> None:
-        self.begin()
+        self.begin(batch_idx)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: int, batch_idx: int) -> None:
         self.end(batch_idx)

@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 from unittest import mock
 
 import lightning
@@ -103,7 +104,11 @@ def random_lora(backbone: Backbone, folder: Path, rank: int, seed: int) -> Path:
 
 
 def run(
-    stylizer: Stylizer, triples: Sequence[Triple], precision: str, device: torch.device, together: int | str = "auto"
+    stylizer: Stylizer,
+    triples: Sequence[Triple],
+    precision: str,
+    device: torch.device,
+    together: int | Literal["auto"] = "auto",
 ) -> Measured:
     """Make the pictures through the Trainer, timed from the first one's start to the last one's end."""
     rows, seconds, run_rows = [], [], Denoiser._run
