@@ -23,7 +23,6 @@ PARTS = {
     "base_model.model": "unet",
 }
 
-
 ROLES = {
     "lora_A.weight": "down",
     "lora_A.default.weight": "down",
@@ -38,7 +37,6 @@ ROLES = {
     "alpha": "alpha",
 }
 
-
 #: what these keys hold cannot be run as a plain low-rank update
 OTHER_METHODS = {
     "dora_scale": "DoRA",
@@ -50,7 +48,6 @@ OTHER_METHODS = {
     "diff_b": "full differences",
 }
 
-
 _WORDS = (
     *("down_blocks", "up_blocks", "mid_block", "transformer_blocks", "to_q", "to_k", "to_v", "to_out"),
     *("proj_in", "proj_out", "time_emb_proj", "conv_shortcut", "conv_in", "conv_out", "time_embedding"),
@@ -58,20 +55,12 @@ _WORDS = (
     *("q_proj", "k_proj", "v_proj", "out_proj"),
 )
 
-
 _KOHYA_WORD = re.compile("|".join(_WORDS) + "|[A-Za-z0-9]+")
-
-
 #: diffusers' first names of a UNet's attention, and of a text encoder's
 _OLD_PROCESSOR = re.compile(r"\.processor\.(to_q|to_k|to_v|to_out)_lora\.(?=down|up)")
-
-
 _OLD_SELF_ATTENTION = re.compile(r"\.self_attn\.to_(q|k|v|out)_lora\.(?=down|up)")
-
-
 #: how keys begin that name no part, as diffusers writes them for a UNet alone
 _UNET_ROOTS = ("down_blocks.", "mid_block.", "up_blocks.", "conv_", "time_embedding.", "add_embedding.")
-
 
 #: of a residual block, in the original code's names
 _RESNET = {
@@ -80,7 +69,6 @@ _RESNET = {
     "emb_layers_1": "time_emb_proj",
     "skip_connection": "conv_shortcut",
 }
-
 
 #: outside the blocks, in the original code's names
 _ORIGINAL_ROOTS = {
@@ -91,7 +79,6 @@ _ORIGINAL_ROOTS = {
     "label_emb_0_0": "add_embedding_linear_1",
     "label_emb_0_2": "add_embedding_linear_2",
 }
-
 
 _DIFFUSERS_ROOTS = {new: old for old, new in _ORIGINAL_ROOTS.items()}
 

@@ -23,7 +23,6 @@ WEIGHTS_NAME = "pytorch_lora_weights.safetensors"
 PEFT_NAME = "adapter_model.safetensors"
 #: in the model specification's metadata, "epsilon" or "v"
 PREDICTION_KEY = "modelspec.prediction_type"
-
 State = dict[str, torch.Tensor]
 #: {(part of the model, module): {"down", "up", "alpha"}}
 Modules = dict[tuple[str, str], dict[str, torch.Tensor]]

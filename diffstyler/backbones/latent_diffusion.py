@@ -29,10 +29,8 @@ from diffstyler.errors import DiffstylerError
 from diffstyler.types import NoiseLevel, PromptEmbeds, Schedule
 
 log = logging.getLogger(__name__)
-
 #: what diffstyler knows of a model, in its directory: {"mask_minimum": …}
 NOTES_NAME = "diffstyler.json"
-
 #: what CLIP reads of a prompt
 PROMPT_TOKENS = 77
 
@@ -266,11 +264,7 @@ class LatentDiffusion(Backbone):
     def _set_up_schedule(self, scheduler: DDIMScheduler) -> None:
         """DDIM on the model's own noise levels, "leading" with offset 1, whatever sampler it was saved with."""
         self.scheduler = DDIMScheduler.from_config(
-            scheduler.config,
-            clip_sample=False,
-            set_alpha_to_one=False,
-            steps_offset=1,
-            timestep_spacing="leading",
+            scheduler.config, clip_sample=False, set_alpha_to_one=False, steps_offset=1, timestep_spacing="leading"
         )
         kind = self.scheduler.config["prediction_type"]
         if kind not in PREDICTIONS:

@@ -24,7 +24,6 @@ from torch import nn
 from diffstyler.errors import DiffstylerError
 
 EMBEDDED = Path(__file__).parent / "embedded"
-
 SAFE = ".safetensors"
 PICKLES = frozenset({".ckpt", ".bin", ".pt", ".pth"})
 #: what a single-file checkpoint of a pipeline holds, by a key that no other pipeline's has

@@ -97,10 +97,7 @@ def check_predict(stylizer: Stylizer, data: PredictData, trainer: lightning.Trai
         speed, guess = _speed(device, stylizer.base_dtype)
         seconds = mean * forecast.row_flops / speed
         whole = _duration(seconds * len(counts))
-        yield Finding(
-            "time",
-            f"{mean:.0f} UNet rows a picture: {_pace(seconds, 'picture')}; {whole} in all ({guess})",
-        )
+        yield Finding("time", f"{mean:.0f} UNet rows a picture: {_pace(seconds, 'picture')}; {whole} in all ({guess})")
 
     yield from _group("forecast", cost)
 

@@ -18,9 +18,7 @@ from diffstyler.masking.prompt import File, with_files_from
 from diffstyler.masking.prompt_parser import parse_mask_prompt
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
-
 _INTEGER = re.compile(r"(\d{1,19})(\.0*)?", re.ASCII)  # pandas writes the integers of a column with gaps as 3.0
-
 _UNUSABLE = re.compile("[\0\ud800-\udfff]")
 
 
@@ -123,7 +121,6 @@ def _mask(value: object, info: ValidationInfo) -> str:
 
 
 as_number, as_integer = BeforeValidator(_number), BeforeValidator(_integer)  # after the bounds in an Annotated
-
 Text = Annotated[str, BeforeValidator(plain_text)]
 Fraction = Annotated[float, Field(ge=0, le=1), as_number]
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED), as_integer]

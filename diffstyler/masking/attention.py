@@ -116,9 +116,7 @@ class AttentionMasker(Masker):
         prompts = backbone.encode_prompt([prompt] * len(timesteps))
         with torch.no_grad(), self.recorder.recording():
             backbone.predict(
-                backbone.noise_levels(timesteps).to(z_0).noised(z_0, noise),
-                timesteps.to(z_0.device),
-                prompts,
+                backbone.noise_levels(timesteps).to(z_0).noised(z_0, noise), timesteps.to(z_0.device), prompts
             )
         return z_0.shape[-2], z_0.shape[-1]
 

@@ -49,17 +49,11 @@ WEIGHTS = {  # SHA-256 of the release's files, as several public projects that p
 }
 
 BOX_MINIMUM = 0.5  # IoU of a candidate's box with the prompt's
-
 TEMPLATE = "a photo of {}"
-
 NEUTRAL = ("background", "something else")  # what a candidate may show instead of the phrase
-
 TIE = 0.5  # candidates with this share of the best one's softmax are found beside it
-
 MARGIN = 0.1  # around a candidate's box, of its longer side
-
 GRAY = (122, 116, 104)  # CLIP's mean color
-
 PICTURES_KEPT = 3
 
 

@@ -41,17 +41,11 @@ from diffstyler.masking.prompt import (
 )
 
 EDITS = ("grow", "shrink", "feather")
-
 KINDS = ("text", "point", "box", "file")
-
 MAX_PIXELS = 10_000  # of an edit: more is a slip of the finger
-
 MAX_PARTS = 100  # all that walk the tree are recursive
-
 _KIND = re.compile(r"([A-Za-z_]+)\s*:")
-
 _NUMBER = re.compile(r"\d+\.\d*|\.\d+|\d+")
-
 _QUOTED = re.compile(r'"((?:[^"\\]|\\.)*)"')
 
 

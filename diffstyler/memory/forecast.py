@@ -31,16 +31,10 @@ from diffstyler.errors import DiffstylerError
 
 #: what allocators and kernels take besides the tensors
 MARGIN = 1.2
-
-
 #: of a LoRA's parameters while it is fitted: weights, gradient, and AdamW's two moments, in 4 bytes each
 STATES = 4 * 4
-
-
 #: bits of a quantized weight, its scales included
 QUANTIZED_BITS = {"nf4": 4.5, "int8": 8.1}
-
-
 #: of the rate of a plain matrix product that a UNet reaches, by device; on a CPU 0.1 … 0.24 were measured
 EFFICIENCY = {"cuda": 0.3, "cpu": 0.2}
 
@@ -114,8 +108,6 @@ class PredictForecast:
 
 #: decoding a tile of 512 x 512 pixels in fp32
 TILE_BYTES = 2.5 * 2**30
-
-
 Size = Callable[[int, int], tuple[int, int]]
 
 
