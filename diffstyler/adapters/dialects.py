@@ -104,7 +104,7 @@ def place_of(key: str) -> Place | None:
     if role is None or prefix is None:
         return None
     inner = key[len(prefix) + 1 : -len(role) - 1]
-    module = _from_kohya(inner) if prefix.startswith("lora_") else inner
+    module = ".".join(_KOHYA_WORD.findall(_from_original(inner))) if prefix.startswith("lora_") else inner
     part = PARTS[prefix]
     return Place(part, without_text_model(module) if part != "unet" else module, ROLES[role])
 
@@ -133,10 +133,6 @@ def other_method(key: str) -> str | None:
     return next((name for mark, name in OTHER_METHODS.items() if mark in key), None)
 
 
-def _from_kohya(name: str) -> str:
-    return ".".join(_KOHYA_WORD.findall(_from_original(name)))
-
-
 def _from_original(name: str) -> str:
     """``input_blocks_4_1_…`` -> ``down_blocks_1_attentions_0_…``, flat; other names as they are."""
     if name in _ORIGINAL_ROOTS:
@@ -146,13 +142,13 @@ def _from_original(name: str) -> str:
         return name
     if found[5] is not None:
         kind, index = ("attentions", 0) if found[5] == "1" else ("resnets", int(found[5]) // 2)
-        return f"mid_block_{kind}_{index}_{_inner(found[6], _RESNET)}"
+        return f"mid_block_{kind}_{index}_{_RESNET.get(found[6], found[6])}"
     number, place, rest = int(found[2]), int(found[3]), found[4]
     side, first = ("down", 1) if found[1] == "input" else ("up", 0)
     block, layer = divmod(number - first, 3)
     if rest in {"op", "conv"}:
         return f"{side}_blocks_{block}_{side}samplers_0_conv"
-    return f"{side}_blocks_{block}_{'resnets' if place == 0 else 'attentions'}_{layer}_{_inner(rest, _RESNET)}"
+    return f"{side}_blocks_{block}_{'resnets' if place == 0 else 'attentions'}_{layer}_{_RESNET.get(rest, rest)}"
 
 
 def _to_original(name: str) -> str:
@@ -165,12 +161,8 @@ def _to_original(name: str) -> str:
         if kind == "upsamplers":
             return f"output_blocks_{3 * block + 2}_2_conv"
         stem = f"input_blocks_{3 * block + layer + 1}" if side == "down" else f"output_blocks_{3 * block + layer}"
-        return f"{stem}_{0 if kind == 'resnets' else 1}_{_inner(rest, back)}"
+        return f"{stem}_{0 if kind == 'resnets' else 1}_{back.get(rest, rest)}"
     found = re.match(r"mid_block_(resnets|attentions)_(\d+)_(.+)", name)
     if found:
-        return f"middle_block_{1 if found[1] == 'attentions' else 2 * int(found[2])}_{_inner(found[3], back)}"
+        return f"middle_block_{1 if found[1] == 'attentions' else 2 * int(found[2])}_{back.get(found[3], found[3])}"
     return _DIFFUSERS_ROOTS.get(name, name)
-
-
-def _inner(rest: str, names: dict[str, str]) -> str:
-    return names.get(rest, rest)
