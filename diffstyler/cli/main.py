@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from importlib.metadata import version
 
 from diffstyler.cli import commands
-from diffstyler.cli.messages import did_you_mean, explain, is_surprising, quiet_libraries
+from diffstyler.cli.messages import explain, is_surprising, quiet_libraries
+from diffstyler.errors import did_you_mean
 
 COMMANDS = {
     "fit": (commands.fit, "fit a LoRA for every style (or content) picture of a manifest"),

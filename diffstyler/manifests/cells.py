@@ -13,7 +13,7 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 
 from diffstyler.checks import MAX_SEED, in_our_words
 from diffstyler.errors import DiffstylerError
-from diffstyler.manifests.table import Row, Table
+from diffstyler.manifests.table import Row, Table, unknown
 from diffstyler.masking.prompt import File, with_files_from
 from diffstyler.masking.prompt_parser import parse_mask_prompt
 
@@ -81,10 +81,10 @@ def _tell(problem: ErrorDetails, model: type[Cells], row: Row, table: Table) -> 
             table.add(row.number, in_our_words(problem, model), column)
         return
     if len(place) > 1:
-        return table.add(row.number, table.unknown(str(place[-1]), table.nested[str(place[0])]), column)
+        return table.add(row.number, unknown(str(place[-1]), table.nested[str(place[0])]), column)
     outer = next((name for name, inner in table.nested.items() if column in inner and name in row.values), None)
     belongs = f"belongs inside each of {outer!r} where a row has them"
-    table.add(row.number, belongs if outer else table.unknown(column, table.columns), column)
+    table.add(row.number, belongs if outer else unknown(column, table.columns), column)
 
 
 def plain_text(value: object) -> str:

@@ -8,7 +8,6 @@ The UNet and the autoencoder run on tensors without data; every tensor that woul
 
 from __future__ import annotations
 
-import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from peft import LoraConfig
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
+from torch.utils.benchmark import Timer
 from torch.utils.flop_counter import FlopCounterMode
 
 from diffstyler.adapters import LoRAPack, Rows
@@ -188,21 +188,8 @@ def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
     """What a plain matrix product reaches here, in operations a second; the best of several tries."""
     n = 8192 if device.type == "cuda" else 1024
     a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
-    best = 0.0
-    for _ in range(10):
-        wait(device)
-        began = time.perf_counter()
-        for _ in range(4):
-            torch.mm(a, b)
-        wait(device)
-        best = max(best, 4 * 2 * n**3 / (time.perf_counter() - began))
-    return best
-
-
-def wait(device: torch.device) -> None:
-    """Until the device has done all that it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    timer = Timer("torch.mm(a, b)", globals={"torch": torch, "a": a, "b": b}, num_threads=torch.get_num_threads())
+    return 2 * n**3 / min(timer.timeit(4).mean for _ in range(10))
 
 
 class AliveBytes(TorchDispatchMode):
