@@ -39,7 +39,8 @@ def inspect_lora(path: Path) -> dict[str, object]:
     norms = [norm for part, module in pairs if math.isfinite(norm := _norm(found, part, module))]
     base_model = next((found.metadata[key] for key in BASE_MODEL_KEYS if key in found.metadata), None)
     named = next((family for name, family in FAMILY_BY_NAME.items() if str(base_model).startswith(name)), None)
-    record = _record(found)
+    beside = found.files[0].with_name(RECORD_NAME)  # diffstyler's own record
+    record = json.loads(beside.read_text(encoding="utf-8"))["settings"] if beside.is_file() else {}
     return {
         "file": str(found.path),
         "megabytes": round(sum(file.stat().st_size for file in found.files) / 1e6, 2),
@@ -120,9 +121,3 @@ def _tags(metadata: dict[str, str]) -> list[str]:
     except (ValueError, AttributeError, TypeError):
         return []
     return [tag for tag, _ in counts.most_common(TAGS_SHOWN)]
-
-
-def _record(found: Contents) -> dict:
-    """The settings of diffstyler's own record, if there is one beside."""
-    record = found.files[0].with_name(RECORD_NAME)
-    return json.loads(record.read_text(encoding="utf-8"))["settings"] if record.is_file() else {}

@@ -54,10 +54,11 @@ def find_masks(
     """
     taken = torch.zeros(picture.height, picture.width)
     masks: dict[int, torch.Tensor] = {}
-    for index in sorted(range(len(prompts)), key=lambda i: _has_background(prompts[i])):
+    waits = [any(isinstance(node, Background) for node in prompt.walk()) for prompt in prompts]
+    for index in sorted(range(len(prompts)), key=waits.__getitem__):
         mask = _found(masker, picture, prompts[index], 1 - taken, empty)
         masks[index] = _feathered(mask, feather) if bool(((mask == 0) | (mask == 1)).all()) else mask
-        if not _has_background(prompts[index]):
+        if not waits[index]:
             taken = torch.maximum(taken, masks[index])
     return [masks[index] for index in range(len(prompts))]
 
@@ -180,10 +181,6 @@ def _signed_distance(mask: torch.Tensor) -> torch.Tensor:
         return torch.from_numpy(-signed)
     within, without = (np.asarray(ndimage.distance_transform_edt(side)) for side in (inside, ~inside))
     return torch.from_numpy((within - without - inside + 0.5).astype(np.float32))
-
-
-def _has_background(prompt: MaskPrompt) -> bool:
-    return any(isinstance(node, Background) for node in prompt.walk())
 
 
 def _places(node: MaskPrompt) -> list[Point]:

@@ -29,6 +29,9 @@ from diffstyler.backbones.latent_diffusion import LatentDiffusion
 from diffstyler.backbones.quantization import quantizable
 from diffstyler.errors import DiffstylerError
 
+Size = Callable[[int, int], tuple[int, int]]
+#: decoding a tile of 512 x 512 pixels in fp32
+TILE_BYTES = 2.5 * 2**30
 #: what allocators and kernels take besides the tensors
 MARGIN = 1.2
 #: of a LoRA's parameters while it is fitted: weights, gradient, and AdamW's two moments, in 4 bytes each
@@ -104,11 +107,6 @@ class PredictForecast:
         decoding = self.vae_bytes + (min(self.decode_bytes, TILE_BYTES) if tiling else self.decode_bytes)
         resident = self.unet_bytes + styles * 4 * self.lora_parameters
         return MARGIN * (resident + max(idle + self.forward.at(rows), idle * (not offload) + decoding))
-
-
-#: decoding a tile of 512 x 512 pixels in fp32
-TILE_BYTES = 2.5 * 2**30
-Size = Callable[[int, int], tuple[int, int]]
 
 
 def forecast_fit(backbone: Backbone, size: Size, dtype: torch.dtype, lora: LoraConfig) -> FitForecast:
