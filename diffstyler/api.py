@@ -22,6 +22,8 @@ from diffstyler.predict.stylizer import Stylizer
 from diffstyler.predict.writer import PredictError
 from diffstyler.types import Failed, StyleRegion, Stylized, Triple
 
+Outcomes = Sequence[Future[Stylized | Failed]]
+
 
 def fit(
     picture: str | Path,
@@ -87,16 +89,10 @@ def stylize(
 class _Keep(lightning.Callback):
     """What the last batch gave; Lightning's own keeping cannot hold frozen dataclasses."""
 
-    outcomes: Sequence[Future[Stylized | Failed]] = ()
+    outcomes: Outcomes = ()
 
-    def on_predict_batch_end(
-        self,
-        trainer: lightning.Trainer,
-        pl_module: lightning.LightningModule,
-        outputs: Sequence[Future[Stylized | Failed]],  # type: ignore[override]
-        batch: object,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+    def on_predict_batch_end(  # type: ignore[override]
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Outcomes, *_: object
     ) -> None:
         self.outcomes = outputs
 

@@ -20,8 +20,6 @@ from filelock import FileLock, Timeout
 
 #: how often a process that has nothing to do looks whether others left it something
 POLL_SECONDS = 0.2
-
-
 T = TypeVar("T")
 
 

@@ -15,14 +15,8 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from diffstyler.files import atomic_write
 
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF")
-
-
 MAX_ASPECT = 4  # beyond it the models repeat their subject along the long side
-
-
 _EXPECTED = f"expected a picture ({', '.join(FORMATS[:-1])} or {FORMATS[-1]})"
-
-
 _log = logging.getLogger(__name__)
 
 

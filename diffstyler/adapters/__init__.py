@@ -6,28 +6,3 @@ from diffstyler.adapters.kohya import FAMILIES, kohya_family, save_kohya
 from diffstyler.adapters.library import FittedLoRA, LoRAIdentity, LoRALibrary, read_record
 from diffstyler.adapters.lora import LoRA, LowRank, largest_rank
 from diffstyler.adapters.pack import LoRAPack, Rows, by_part, match_modules, pack_of_parts
-
-__all__ = [
-    "FAMILIES",
-    "WEIGHTS_NAME",
-    "FittedLoRA",
-    "LoRA",
-    "LoRAFileError",
-    "LoRAIdentity",
-    "LoRALibrary",
-    "LoRAPack",
-    "LowRank",
-    "Rows",
-    "by_part",
-    "inspect_lora",
-    "kohya_family",
-    "largest_rank",
-    "lora_files",
-    "lora_scale",
-    "match_modules",
-    "pack_of_parts",
-    "read_lora",
-    "read_record",
-    "save_kohya",
-    "save_lora",
-]

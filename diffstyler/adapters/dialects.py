@@ -23,7 +23,6 @@ PARTS = {
     "base_model.model": "unet",
 }
 
-
 ROLES = {
     "lora_A.weight": "down",
     "lora_A.default.weight": "down",
@@ -38,7 +37,6 @@ ROLES = {
     "alpha": "alpha",
 }
 
-
 #: what these keys hold cannot be run as a plain low-rank update
 OTHER_METHODS = {
     "dora_scale": "DoRA",
@@ -50,7 +48,6 @@ OTHER_METHODS = {
     "diff_b": "full differences",
 }
 
-
 _WORDS = (
     *("down_blocks", "up_blocks", "mid_block", "transformer_blocks", "to_q", "to_k", "to_v", "to_out"),
     *("proj_in", "proj_out", "time_emb_proj", "conv_shortcut", "conv_in", "conv_out", "time_embedding"),
@@ -58,20 +55,12 @@ _WORDS = (
     *("q_proj", "k_proj", "v_proj", "out_proj"),
 )
 
-
 _KOHYA_WORD = re.compile("|".join(_WORDS) + "|[A-Za-z0-9]+")
-
-
 #: diffusers' first names of a UNet's attention, and of a text encoder's
 _OLD_PROCESSOR = re.compile(r"\.processor\.(to_q|to_k|to_v|to_out)_lora\.(?=down|up)")
-
-
 _OLD_SELF_ATTENTION = re.compile(r"\.self_attn\.to_(q|k|v|out)_lora\.(?=down|up)")
-
-
 #: how keys begin that name no part, as diffusers writes them for a UNet alone
 _UNET_ROOTS = ("down_blocks.", "mid_block.", "up_blocks.", "conv_", "time_embedding.", "add_embedding.")
-
 
 #: of a residual block, in the original code's names
 _RESNET = {
@@ -80,7 +69,6 @@ _RESNET = {
     "emb_layers_1": "time_emb_proj",
     "skip_connection": "conv_shortcut",
 }
-
 
 #: outside the blocks, in the original code's names
 _ORIGINAL_ROOTS = {
@@ -91,7 +79,6 @@ _ORIGINAL_ROOTS = {
     "label_emb_0_0": "add_embedding_linear_1",
     "label_emb_0_2": "add_embedding_linear_2",
 }
-
 
 _DIFFUSERS_ROOTS = {new: old for old, new in _ORIGINAL_ROOTS.items()}
 
@@ -117,7 +104,7 @@ def place_of(key: str) -> Place | None:
     if role is None or prefix is None:
         return None
     inner = key[len(prefix) + 1 : -len(role) - 1]
-    module = _from_kohya(inner) if prefix.startswith("lora_") else inner
+    module = ".".join(_KOHYA_WORD.findall(_from_original(inner))) if prefix.startswith("lora_") else inner
     part = PARTS[prefix]
     return Place(part, without_text_model(module) if part != "unet" else module, ROLES[role])
 
@@ -146,10 +133,6 @@ def other_method(key: str) -> str | None:
     return next((name for mark, name in OTHER_METHODS.items() if mark in key), None)
 
 
-def _from_kohya(name: str) -> str:
-    return ".".join(_KOHYA_WORD.findall(_from_original(name)))
-
-
 def _from_original(name: str) -> str:
     """``input_blocks_4_1_…`` -> ``down_blocks_1_attentions_0_…``, flat; other names as they are."""
     if name in _ORIGINAL_ROOTS:
@@ -159,13 +142,13 @@ def _from_original(name: str) -> str:
         return name
     if found[5] is not None:
         kind, index = ("attentions", 0) if found[5] == "1" else ("resnets", int(found[5]) // 2)
-        return f"mid_block_{kind}_{index}_{_inner(found[6], _RESNET)}"
+        return f"mid_block_{kind}_{index}_{_RESNET.get(found[6], found[6])}"
     number, place, rest = int(found[2]), int(found[3]), found[4]
     side, first = ("down", 1) if found[1] == "input" else ("up", 0)
     block, layer = divmod(number - first, 3)
     if rest in {"op", "conv"}:
         return f"{side}_blocks_{block}_{side}samplers_0_conv"
-    return f"{side}_blocks_{block}_{'resnets' if place == 0 else 'attentions'}_{layer}_{_inner(rest, _RESNET)}"
+    return f"{side}_blocks_{block}_{'resnets' if place == 0 else 'attentions'}_{layer}_{_RESNET.get(rest, rest)}"
 
 
 def _to_original(name: str) -> str:
@@ -178,12 +161,8 @@ def _to_original(name: str) -> str:
         if kind == "upsamplers":
             return f"output_blocks_{3 * block + 2}_2_conv"
         stem = f"input_blocks_{3 * block + layer + 1}" if side == "down" else f"output_blocks_{3 * block + layer}"
-        return f"{stem}_{0 if kind == 'resnets' else 1}_{_inner(rest, back)}"
+        return f"{stem}_{0 if kind == 'resnets' else 1}_{back.get(rest, rest)}"
     found = re.match(r"mid_block_(resnets|attentions)_(\d+)_(.+)", name)
     if found:
-        return f"middle_block_{1 if found[1] == 'attentions' else 2 * int(found[2])}_{_inner(found[3], back)}"
+        return f"middle_block_{1 if found[1] == 'attentions' else 2 * int(found[2])}_{back.get(found[3], found[3])}"
     return _DIFFUSERS_ROOTS.get(name, name)
-
-
-def _inner(rest: str, names: dict[str, str]) -> str:
-    return names.get(rest, rest)

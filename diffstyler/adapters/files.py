@@ -15,7 +15,7 @@ from peft import LoraConfig
 from peft.utils.other import get_pattern_key
 from safetensors import SafetensorError, safe_open
 
-from diffstyler.adapters.dialects import Place, other_method, place_of, with_text_model, without_text_model
+from diffstyler.adapters.dialects import other_method, place_of, with_text_model, without_text_model
 from diffstyler.adapters.lora import LoRA, LowRank
 from diffstyler.errors import DiffstylerError
 
@@ -23,7 +23,6 @@ WEIGHTS_NAME = "pytorch_lora_weights.safetensors"
 PEFT_NAME = "adapter_model.safetensors"
 #: in the model specification's metadata, "epsilon" or "v"
 PREDICTION_KEY = "modelspec.prediction_type"
-
 State = dict[str, torch.Tensor]
 #: {(part of the model, module): {"down", "up", "alpha"}}
 Modules = dict[tuple[str, str], dict[str, torch.Tensor]]
@@ -37,9 +36,11 @@ class LoRAFileError(DiffstylerError):
 class Contents:
     """Everything in a LoRA's files, before it is judged: ``tensors`` by the files' keys, sorted into ``modules``.
 
-    ``config``: the fields of the LoraConfig of each part, where the files have one.
+    ``path``: the file, or the folder of several ``files``. ``config``: the fields of the LoraConfig of each part, where
+    the files have one.
     """
 
+    path: Path
     files: tuple[Path, ...]
     tensors: State
     modules: Modules
@@ -53,7 +54,21 @@ class Contents:
         Raises:
             LoRAFileError: the configuration contradicts the weights, or asks for what a plain LoRA cannot do.
         """
-        return _module_scale(self.files[0], (part, module), self.modules[part, module], self.config)
+        roles, fields = self.modules[part, module], self.config.get(part)
+        rank = len(roles["down"])
+        if "alpha" in roles:
+            return float(roles["alpha"]) / rank
+        if fields is None:
+            return 1.0
+        if fields.get("use_dora"):
+            raise LoRAFileError(f"{self.path}: its configuration asks for DoRA, which a plain LoRA cannot express")
+        name = module if part == "unet" else with_text_model(module)
+        stated = _patterned(fields.get("rank_pattern"), name, fields.get("r", rank))
+        if stated != rank:
+            told = f"{module} has rank {rank}, but its metadata says {stated}"
+            raise LoRAFileError(f"{self.path}: {told}; fit this LoRA again")
+        alpha = _patterned(fields.get("alpha_pattern"), name, fields.get("lora_alpha", rank))
+        return _scale(alpha, rank, bool(fields.get("use_rslora")))
 
 
 def lora_scale(config: LoraConfig) -> float:
@@ -89,7 +104,8 @@ def save_lora(
     pipeline.save_lora_weights(folder, **layers, **metadata)  # type: ignore[arg-type]
     path = folder / WEIGHTS_NAME
     sort_metadata(path, {PREDICTION_KEY: prediction_type.partition("_")[0]} if prediction_type else {})
-    if not _equal(read_lora(path).parts, parts):
+    read = read_lora(path).parts
+    if read.keys() != parts.keys() or not all(_same(modules, parts[part]) for part, modules in read.items()):
         raise LoRAFileError(f"{path}: what was read back differs from what was written; is the disk full?")
     return path
 
@@ -138,7 +154,10 @@ def read_lora(path: Path, *, allow_partial: bool = False) -> LoRA:
             f"{unmatched[0] if unmatched else 'any of a UNet'}"
         )
     _check_modules(file, found.modules)
-    return _assemble(file if len(found.files) == 1 else path, found.modules, found.config, unmatched)
+    parts: dict[str, dict[str, LowRank]] = {}
+    for (part, module), roles in found.modules.items():
+        parts.setdefault(part, {})[module] = LowRank(roles["down"], roles["up"], found.scale(part, module))
+    return LoRA(parts, found.path, unmatched)
 
 
 def read_contents(path: Path) -> Contents:
@@ -148,23 +167,23 @@ def read_contents(path: Path) -> Contents:
         LoRAFileError: not there, not readable safetensors, or a LoraConfig that is not JSON.
     """
     files = lora_files(path)
-    contents = Contents(tuple(files.values()), {}, {}, (), {}, {})
-    unmatched = []
+    tensors, metadata, config, unmatched = {}, {}, {}, []
+    modules: Modules = {}
     for part, file in files.items():
-        tensors, metadata = _read_tensors(file)
-        for key, tensor in tensors.items():
+        own, told = _read_tensors(file)
+        for key, tensor in own.items():
             place = place_of(key)
-            contents.tensors[f"{part}/{key}" if part else key] = tensor
+            tensors[f"{part}/{key}" if part else key] = tensor
             if place is None:
                 unmatched.append(key)
-                continue
-            at = _at(place, part)
-            contents.modules.setdefault(at, {})[place.role] = tensor
-        contents.metadata.update(metadata)
-        contents.config.update(_peft_config(file, part, metadata))
-    return Contents(
-        contents.files, contents.tensors, contents.modules, tuple(sorted(unmatched)), contents.metadata, contents.config
-    )
+            elif part in {"", "unet"}:
+                modules.setdefault((place.part, place.module), {})[place.role] = tensor
+            else:  # peft's keys do not say what model they belong to
+                modules.setdefault((part, without_text_model(place.module)), {})[place.role] = tensor
+        metadata |= told
+        config |= _peft_config(file, part, told)
+    at = path if len(files) > 1 else next(iter(files.values()))
+    return Contents(at, tuple(files.values()), tensors, modules, tuple(sorted(unmatched)), metadata, config)
 
 
 def lora_files(path: Path) -> dict[str, Path]:
@@ -195,25 +214,6 @@ def _read_tensors(file: Path) -> tuple[State, dict[str, str]]:
             return {key: opened.get_tensor(key).float() for key in opened.keys()}, metadata  # noqa: SIM118
     except SafetensorError as error:
         raise LoRAFileError(f"{file}: not a readable safetensors file ({error}); was it cut off?") from error
-
-
-def _at(place: Place, part: str) -> tuple[str, str]:
-    """Part and module of a key in a file for ``part``; peft's keys do not say what model they belong to."""
-    if part in {"", "unet"}:
-        return place.part, place.module
-    return part, without_text_model(place.module)
-
-
-def _assemble(path: Path, modules: Modules, config: dict[str, dict], unmatched: tuple[str, ...]) -> LoRA:
-    parts: dict[str, dict[str, LowRank]] = {}
-    for place, roles in modules.items():
-        scale = _module_scale(path, place, roles, config)
-        parts.setdefault(place[0], {})[place[1]] = LowRank(roles["down"], roles["up"], scale)
-    return LoRA(parts, path, unmatched)
-
-
-def _equal(one: Mapping[str, Mapping[str, LowRank]], other: Mapping[str, Mapping[str, LowRank]]) -> bool:
-    return one.keys() == other.keys() and all(_same(modules, other[part]) for part, modules in one.items())
 
 
 def _same(one: Mapping[str, LowRank], other: Mapping[str, LowRank]) -> bool:
@@ -258,23 +258,6 @@ def _peft_config(file: Path, part: str, metadata: dict[str, str]) -> dict[str, d
     if not parts:  # as diffusers writes a UNet alone
         return {"unet": fields}
     return {part: {k.split(".", 1)[1]: v for k, v in fields.items() if k.startswith(f"{part}.")} for part in parts}
-
-
-def _module_scale(file: Path, place: tuple[str, str], roles: dict[str, torch.Tensor], config: dict[str, dict]) -> float:
-    part, module = place
-    rank, fields = len(roles["down"]), config.get(part)
-    if "alpha" in roles:
-        return float(roles["alpha"]) / rank
-    if fields is None:
-        return 1.0
-    if fields.get("use_dora"):
-        raise LoRAFileError(f"{file}: its configuration asks for DoRA, which a plain LoRA cannot express")
-    name = module if part == "unet" else with_text_model(module)
-    stated = _patterned(fields.get("rank_pattern"), name, fields.get("r", rank))
-    if stated != rank:
-        raise LoRAFileError(f"{file}: {module} has rank {rank}, but its metadata says {stated}; fit this LoRA again")
-    alpha = _patterned(fields.get("alpha_pattern"), name, fields.get("lora_alpha", rank))
-    return _scale(alpha, rank, bool(fields.get("use_rslora")))
 
 
 def _scale(alpha: float, rank: int, rank_stabilized: bool) -> float:

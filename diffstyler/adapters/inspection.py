@@ -38,18 +38,20 @@ def inspect_lora(path: Path) -> dict[str, object]:
     pairs = [place for place, roles in found.modules.items() if {"down", "up"} <= roles.keys()]
     norms = [norm for part, module in pairs if math.isfinite(norm := _norm(found, part, module))]
     base_model = next((found.metadata[key] for key in BASE_MODEL_KEYS if key in found.metadata), None)
-    record = _record(found)
+    named = next((family for name, family in FAMILY_BY_NAME.items() if str(base_model).startswith(name)), None)
+    beside = found.files[0].with_name(RECORD_NAME)  # diffstyler's own record
+    record = json.loads(beside.read_text(encoding="utf-8"))["settings"] if beside.is_file() else {}
     return {
-        "file": str(found.files[0] if len(found.files) == 1 else path),
+        "file": str(found.path),
         "megabytes": round(sum(file.stat().st_size for file in found.files) / 1e6, 2),
-        "family": family_of(found) or _family_named(base_model or ""),
+        "family": family_of(found) or named,
         "base_model": base_model,
         "prediction_type": found.metadata.get(PREDICTION_KEY),
         "parts": dict(sorted(Counter(part for part, _ in pairs).items())),
         "ranks": sorted({len(found.modules[place]["down"]) for place in pairs}),
         "alphas": sorted({round(_scale(found, *place) * len(found.modules[place]["down"]), 6) for place in pairs}),
         "alphas_stated": bool(found.config) or any("alpha" in roles for roles in found.modules.values()),
-        "targets": sorted({".".join(_words(module)[-2:]) for _, module in pairs}),
+        "targets": sorted({_target(module) for _, module in pairs}),
         "prompt": record.get("prompt") or found.metadata.get("modelspec.trigger_phrase") or None,
         "tags": _tags(found.metadata),
         "update_norm": {"smallest": min(norms), "largest": max(norms)} if norms else None,
@@ -79,10 +81,6 @@ def family_of(found: Contents) -> str | None:
     return None
 
 
-def _family_named(base_model: str) -> str | None:
-    return next((family for name, family in FAMILY_BY_NAME.items() if base_model.startswith(name)), None)
-
-
 def _norm(found: Contents, part: str, module: str) -> float:
     """‖s B A‖ of one module, by (BᵀB) and (AAᵀ), which are small."""
     roles = found.modules[part, module]
@@ -110,9 +108,9 @@ def _problem(path: Path) -> str | None:
     return None
 
 
-def _words(module: str) -> list[str]:
-    """A module's path without the numbers of blocks and layers."""
-    return [word for word in module.split(".") if not word.isdigit()]
+def _target(module: str) -> str:
+    """The end of a module's path without the numbers of blocks and layers."""
+    return ".".join([word for word in module.split(".") if not word.isdigit()][-2:])
 
 
 def _tags(metadata: dict[str, str]) -> list[str]:
@@ -123,9 +121,3 @@ def _tags(metadata: dict[str, str]) -> list[str]:
     except (ValueError, AttributeError, TypeError):
         return []
     return [tag for tag, _ in counts.most_common(TAGS_SHOWN)]
-
-
-def _record(found: Contents) -> dict:
-    """The settings of diffstyler's own record, if there is one beside."""
-    record = found.files[0].with_name(RECORD_NAME)
-    return json.loads(record.read_text(encoding="utf-8"))["settings"] if record.is_file() else {}

@@ -117,7 +117,8 @@ class LoRALibrary:
         record |= {"steps_taken": steps_taken} if steps_taken is not None else {}
         (partial / RECORD_NAME).write_text(json.dumps(record, indent=2, sort_keys=True) + "\n")
         for file in partial.iterdir():
-            _flush(file)
+            with file.open("rb") as opened:
+                os.fsync(opened.fileno())
         if folder.is_dir():  # another process was faster; equal identity means equal weights
             shutil.rmtree(partial)
         else:
@@ -146,8 +147,3 @@ def read_record(folder: Path) -> FittedLoRA:
         raise DiffstylerError(
             f"{folder / RECORD_NAME} is damaged ({error}); delete the folder and fit again"
         ) from error
-
-
-def _flush(file: Path) -> None:
-    with file.open("rb") as opened:
-        os.fsync(opened.fileno())

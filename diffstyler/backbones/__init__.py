@@ -5,18 +5,3 @@ from diffstyler.backbones.base import NETWORK, Backbone, InjectionSites
 from diffstyler.backbones.prediction import NoisePrediction, Prediction, VelocityPrediction
 from diffstyler.backbones.stable_diffusion import StableDiffusion
 from diffstyler.backbones.stable_diffusion_xl import StableDiffusionXL
-
-__all__ = [
-    "NETWORK",
-    "AttentionBackend",
-    "AutoAttention",
-    "Backbone",
-    "InjectionSites",
-    "NoisePrediction",
-    "Prediction",
-    "SDPAttention",
-    "StableDiffusion",
-    "StableDiffusionXL",
-    "VelocityPrediction",
-    "XFormersAttention",
-]

@@ -29,10 +29,8 @@ from diffstyler.errors import DiffstylerError
 from diffstyler.types import NoiseLevel, PromptEmbeds, Schedule
 
 log = logging.getLogger(__name__)
-
 #: what diffstyler knows of a model, in its directory: {"mask_minimum": …}
 NOTES_NAME = "diffstyler.json"
-
 #: what CLIP reads of a prompt
 PROMPT_TOKENS = 77
 
@@ -110,7 +108,8 @@ class LatentDiffusion(Backbone):
         self.unet, self.vae = parts["unet"], vae
         for name in self.text_encoder_names:
             setattr(self, name, parts[name])
-        self.tokenizers: list[CLIPTokenizer] = [parts[self._tokenizer_name(name)] for name in self.text_encoder_names]
+        tokenizer_names = [name.replace("text_encoder", "tokenizer") for name in self.text_encoder_names]
+        self.tokenizers: list[CLIPTokenizer] = [parts[name] for name in tokenizer_names]
         self._set_up_schedule(parts["scheduler"])
         self._set_up_sizes()
         self._set_up_memory(dtype)
@@ -160,14 +159,14 @@ class LatentDiffusion(Backbone):
 
     def fingerprint(self) -> str:
         own = self.source.sha256()
-        return own if self.vae_source is self.source else _mixed(own, self.vae_source.sha256())
+        if self.vae_source is self.source:
+            return own
+        return hashlib.sha256(f"{own}/{self.vae_source.sha256()}".encode()).hexdigest()
 
     def identity(self) -> dict[str, str]:
+        source, vae = self.source, None if self.vae_source is self.source else self.vae_source.model
         facts = {"name": self.model, "family": type(self).__name__, "sha256": self.fingerprint()}
-        more = {"revision": self.source.commit, "variant": self.source.variant, "config": self.source.config}
-        more["vae"] = self.vae_source.model
-        if self.vae_source is self.source:
-            del more["vae"]
+        more = {"revision": source.commit, "variant": source.variant, "config": source.config, "vae": vae}
         return {**facts, **{key: value for key, value in more.items() if value is not None}, **self.settings}
 
     @property
@@ -254,10 +253,6 @@ class LatentDiffusion(Backbone):
     def _device(self) -> torch.device:
         return next(self.unet.parameters()).device
 
-    @staticmethod
-    def _tokenizer_name(text_encoder_name: str) -> str:
-        return text_encoder_name.replace("text_encoder", "tokenizer")
-
     def _set_up_sizes(self) -> None:
         self.size_multiple = 2 ** (len(self.vae.config["block_out_channels"]) - 1)
         self.resolution = self.unet.config["sample_size"] * self.size_multiple
@@ -266,11 +261,7 @@ class LatentDiffusion(Backbone):
     def _set_up_schedule(self, scheduler: DDIMScheduler) -> None:
         """DDIM on the model's own noise levels, "leading" with offset 1, whatever sampler it was saved with."""
         self.scheduler = DDIMScheduler.from_config(
-            scheduler.config,
-            clip_sample=False,
-            set_alpha_to_one=False,
-            steps_offset=1,
-            timestep_spacing="leading",
+            scheduler.config, clip_sample=False, set_alpha_to_one=False, steps_offset=1, timestep_spacing="leading"
         )
         kind = self.scheduler.config["prediction_type"]
         if kind not in PREDICTIONS:
@@ -308,7 +299,3 @@ def find_sites(unet: nn.Module, family: type[LatentDiffusion]) -> InjectionSites
         raise DiffstylerError(f"the UNet has no {missing[0]}; expected the topology of {family.__name__}")
     attention = tuple(name for found in inside.values() for name in found if name.endswith(".attn1"))
     return InjectionSites(family.feature_sites, attention)
-
-
-def _mixed(*hashes: str) -> str:
-    return hashlib.sha256("/".join(hashes).encode()).hexdigest()

@@ -14,7 +14,6 @@ from torch import nn
 from diffstyler.errors import DiffstylerError
 
 Quantization = Literal["nf4", "int8"]
-
 #: nf4 scales blocks of so many weights together
 BLOCK = 64
 

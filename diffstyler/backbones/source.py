@@ -22,9 +22,9 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from diffstyler.errors import DiffstylerError
+from diffstyler.files import file_sha256
 
 EMBEDDED = Path(__file__).parent / "embedded"
-
 SAFE = ".safetensors"
 PICKLES = frozenset({".ckpt", ".bin", ".pt", ".pth"})
 #: what a single-file checkpoint of a pipeline holds, by a key that no other pipeline's has
@@ -102,7 +102,7 @@ class ModelSource:
             DiffstylerError: another family, files missing or cut off, or only pickles without consent.
         """
         path = self.path
-        kind = _kind_of_file(path) if path.is_file() else _kind_of_folder(path)
+        kind = _kind_of_file(path) if path.is_file() else self._index(path)["_class_name"]
         if kind != pipeline:
             raise DiffstylerError(
                 f"model '{self.model}' is a {kind}; expected a {pipeline}: choose another model.backbone"
@@ -159,8 +159,7 @@ class ModelSource:
             )
 
     def _check_parts(self, folder: Path) -> None:
-        index = json.loads((folder / "model_index.json").read_text())
-        for part in ("unet", "vae", *(name for name in index if name.startswith("text_encoder"))):
+        for part in ("unet", "vae", *(name for name in self._index(folder) if name.startswith("text_encoder"))):
             files = [f for f in (folder / part).glob("*") if f.suffix in {SAFE, *PICKLES}]
             mine = [f for f in files if _variant_of(f) == self.variant]
             if not mine:
@@ -171,6 +170,13 @@ class ModelSource:
             for file in [f for f in mine if f.suffix == SAFE] or mine:
                 self._consent(file)
                 _check_whole(file)
+
+    @staticmethod
+    def _index(folder: Path) -> dict:
+        index = folder / "model_index.json"
+        if not index.is_file():
+            raise DiffstylerError(f"model '{folder}': {index} is missing; expected a diffusers directory")
+        return json.loads(index.read_text())
 
     def _consent(self, file: Path) -> None:
         if file.suffix in PICKLES and not self.allow_pickle:
@@ -193,22 +199,13 @@ class ModelSource:
             ) from error
 
 
-def _kind_of_folder(folder: Path) -> str:
-    index = folder / "model_index.json"
-    if not index.is_file():
-        raise DiffstylerError(f"model '{folder}': {index} is missing; expected a diffusers directory")
-    return json.loads(index.read_text())["_class_name"]
-
-
 def _kind_of_file(file: Path) -> str:
     keys = _keys(file)
     for kind, mark in SINGLE_FILE_MARKS.items():
         if any(key.startswith(mark) for key in keys):
             return kind
-    raise DiffstylerError(
-        f"model '{file}': expected a whole checkpoint, with keys like "
-        f"{' or '.join(f'{mark}…' for mark in SINGLE_FILE_MARKS.values())}; its {len(keys)} keys have none of them"
-    )
+    expected = f"a whole checkpoint, with keys like {' or '.join(f'{mark}…' for mark in SINGLE_FILE_MARKS.values())}"
+    raise DiffstylerError(f"model '{file}': expected {expected}; its {len(keys)} keys have none of them")
 
 
 @lru_cache
@@ -261,19 +258,11 @@ def _download(model: str, revision: str | None, variant: str | None) -> Path:
 def _hash(path: Path) -> str:
     """sha256 of a file, or over the configurations and weights in a directory, by name and content."""
     if path.is_file():
-        return _digest(path)
+        return file_sha256(path)
     total = hashlib.sha256()
     for file in sorted(f for f in path.rglob("*") if f.suffix in {".json", SAFE, ".bin", ".txt"}):
-        total.update(f"{file.relative_to(path).as_posix()} {_digest(file)}\n".encode())
+        total.update(f"{file.relative_to(path).as_posix()} {file_sha256(file)}\n".encode())
     return total.hexdigest()
-
-
-def _digest(file: Path) -> str:
-    with file.open("rb") as opened:
-        digest = hashlib.sha256()
-        while chunk := opened.read(1 << 24):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 @contextmanager

@@ -40,19 +40,12 @@ class Finding:
 def check_fit(finetuner: LoRAFinetuner, data: FitData, trainer: lightning.Trainer) -> Iterator[Finding]:
     """What a fit would find and take, one finding after another; later ones rest on earlier ones."""
     device = _attach(finetuner, data, trainer)
-    yield _device(device)
-    yield from _backends(finetuner)
 
     def jobs() -> str:
         data.setup("fit")
         finetuner.setup("fit")
         done, total = len(finetuner.queue.finished), len(finetuner.queue.jobs)
         return f"{total} LoRAs of {len(data.pictures)} pictures, {done} of them are there, {total - done} to fit"
-
-    found = [_attempt("model", lambda: _model(finetuner)), _attempt("pictures", jobs)]
-    yield from found
-    if any(finding.problem for finding in found):
-        return
 
     def cost() -> Iterator[Finding]:
         forecast = finetuner.forecast()
@@ -64,14 +57,12 @@ def check_fit(finetuner: LoRAFinetuner, data: FitData, trainer: lightning.Traine
         left = f"; {_duration(seconds * len(steps))} for the {len(steps)} that are left" if steps else ""
         yield Finding("time", f"{_pace(seconds, 'LoRA')}{left} ({guess})")
 
-    yield from _group("forecast", cost)
+    yield from _look(device, finetuner, [{"pictures": jobs}], cost)
 
 
 def check_predict(stylizer: Stylizer, data: PredictData, trainer: lightning.Trainer) -> Iterator[Finding]:
     """What a predict would find and take, one finding after another; later ones rest on earlier ones."""
     device = _attach(stylizer, data, trainer)
-    yield _device(device)
-    yield from _backends(stylizer)
 
     def rows() -> str:
         data.setup("predict")
@@ -82,13 +73,6 @@ def check_predict(stylizer: Stylizer, data: PredictData, trainer: lightning.Trai
         stylizer.setup("predict")
         return f"{len(stylizer.adapters.outlines)} found, and all mask prompts can be read"
 
-    found = [_attempt("model", lambda: _model(stylizer)), _attempt("manifest", rows)]
-    if not any(finding.problem for finding in found):
-        found.append(_attempt("LoRAs", loras))
-    yield from found
-    if any(finding.problem for finding in found):
-        return
-
     def cost() -> Iterator[Finding]:
         forecast = stylizer.forecast()
         yield _attempt("memory", lambda: _predict_memory(stylizer, forecast, device))
@@ -97,12 +81,9 @@ def check_predict(stylizer: Stylizer, data: PredictData, trainer: lightning.Trai
         speed, guess = _speed(device, stylizer.base_dtype)
         seconds = mean * forecast.row_flops / speed
         whole = _duration(seconds * pictures)
-        yield Finding(
-            "time",
-            f"{mean:.0f} UNet rows a picture: {_pace(seconds, 'picture')}; {whole} in all ({guess})",
-        )
+        yield Finding("time", f"{mean:.0f} UNet rows a picture: {_pace(seconds, 'picture')}; {whole} in all ({guess})")
 
-    yield from _group("forecast", cost)
+    yield from _look(device, stylizer, [{"manifest": rows}, {"LoRAs": loras}], cost)
 
 
 @dataclass(frozen=True)
@@ -153,10 +134,26 @@ def _attach(model: LoRAFinetuner | Stylizer, data: FitData | PredictData, traine
     return trainer.strategy.root_device
 
 
-def _device(device: torch.device) -> Finding:
-    if device.type == "cuda":
-        return Finding("device", f"{torch.cuda.get_device_name(device)}, {_free(device) / GIB:.1f} GiB free")
-    return Finding("device", f"{device.type}, {torch.get_num_threads()} threads, {_free(device) / GIB:.1f} GiB free")
+def _look(
+    device: torch.device,
+    model: LoRAFinetuner | Stylizer,
+    stages: list[dict[str, Callable[[], str]]],
+    cost: Callable[[], Iterator[Finding]],
+) -> Iterator[Finding]:
+    """The device, the model and each stage's topics, up to a stage with a problem; then the cost, if there was none."""
+    cpu = f"{device.type}, {torch.get_num_threads()} threads"
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu
+    yield Finding("device", f"{name}, {_free(device) / GIB:.1f} GiB free")
+    yield from _backends(model)
+    for topics in [{"model": lambda: _model(model), **stages[0]}, *stages[1:]]:
+        found = [_attempt(topic, look) for topic, look in topics.items()]
+        yield from found
+        if any(finding.problem for finding in found):
+            return
+    try:
+        yield from cost()
+    except ValueError as error:
+        yield Finding("forecast", f"none: {error}")
 
 
 def _free(device: torch.device) -> float:
@@ -166,14 +163,11 @@ def _free(device: torch.device) -> float:
 def _backends(model: LoRAFinetuner | Stylizer) -> Iterator[Finding]:
     attention = type(getattr(model.backbone, "attention", None)).__name__
     there = importlib.util.find_spec("xformers") is not None
-    version = (
-        f"xformers {importlib.metadata.version('xformers')} is installed" if there else "xformers is not installed"
-    )
-    yield Finding(
-        "attention",
-        f"{attention}; {version}" + (", it is tried when the model is on its device" if there else ""),
-        problem=attention == "XFormersAttention" and not there,
-    )
+    told = "xformers is not installed"
+    if there:
+        version = importlib.metadata.version("xformers")
+        told = f"xformers {version} is installed, it is tried when the model is on its device"
+    yield Finding("attention", f"{attention}; {told}", problem=attention == "XFormersAttention" and not there)
     if kind := model.backbone.settings.get("quantization"):
         missing = importlib.util.find_spec("bitsandbytes") is None
         hint = "needs bitsandbytes: install diffstyler[bitsandbytes]" if missing else "by bitsandbytes"
@@ -237,10 +231,3 @@ def _attempt(topic: str, look: Callable[[], str]) -> Finding:
         return Finding(topic, look())
     except (ValueError, OSError) as error:
         return Finding(topic, str(error), problem=True)
-
-
-def _group(topic: str, look: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
-    try:
-        yield from look()
-    except ValueError as error:
-        yield Finding(topic, f"none: {error}")

@@ -8,22 +8,19 @@ from collections.abc import Sequence
 from importlib.metadata import version
 
 from diffstyler.cli import commands
-from diffstyler.cli.messages import did_you_mean, explain, is_surprising, quiet_libraries
+from diffstyler.cli.messages import explain, is_surprising, quiet_libraries
+from diffstyler.errors import did_you_mean
 
 COMMANDS = {
     "fit": (commands.fit, "fit a LoRA for every style (or content) picture of a manifest"),
     "predict": (commands.predict, "make the pictures of a manifest"),
     "masks": (commands.masks, "show what the mask prompts of a manifest, or of one picture, find"),
-    "check": (
-        commands.check,
-        "say whether a fit or predict would run here, and what it would take; loads no weights",
-    ),
+    "check": (commands.check, "say whether a fit or predict would run here, and what it would take; loads no weights"),
     "inspect": (commands.inspect, "tell what a LoRA file is: family, rank, targets, prompt, norms, NaN"),
     "export": (commands.export, "write a LoRA for other tools: kohya's form, for A1111 and ComfyUI"),
     "demo": (commands.demo, "run them on the example pictures and the embedded model"),
     "fetch-fastsam": (commands.fetch_fastsam, "download FastSAM's weights (AGPL-3.0), for FastSAMMasker"),
 }
-
 
 LINES = "\n".join(f"  {name:14} {text}" for name, (_, text) in COMMANDS.items())
 HELP = f"""\

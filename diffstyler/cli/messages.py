@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
 import os
 import re
@@ -11,6 +10,7 @@ from collections.abc import Iterable
 from typing import NoReturn
 
 from diffstyler.chatter import LIBRARY_CHATTER
+from diffstyler.errors import did_you_mean
 
 
 def telling(name: str, parser: type) -> type:
@@ -40,11 +40,6 @@ def explain(message: str, options: Iterable[str]) -> str:
     found = next(group for group in unknown.groups() if group)
     key = ".".join(re.findall(r"'([\w.]+)'", found)) or found
     return f"'{key}' is not a setting{did_you_mean(key, options)}"
-
-
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(word, list(known), n=1)
-    return f"; did you mean '{near[0]}'?" if near else ""
 
 
 def is_surprising(error: Exception) -> bool:

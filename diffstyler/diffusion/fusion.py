@@ -7,11 +7,14 @@ from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 
 import torch
+from torch import Tensor
 from torch.nn import functional
 
 from diffstyler.diffusion.ddim import ddim_step
 from diffstyler.diffusion.injection import Injection
 from diffstyler.types import Step, Trajectory
+
+Tensors = Sequence[Tensor]
 
 
 class Fusion(ABC):
@@ -21,14 +24,7 @@ class Fusion(ABC):
     outside: Injection | None = None
 
     @abstractmethod
-    def __call__(
-        self,
-        step: Step,
-        x: torch.Tensor,
-        content: Trajectory,
-        noise_preds: Sequence[torch.Tensor],
-        weights: Sequence[torch.Tensor],
-    ) -> torch.Tensor:
+    def __call__(self, step: Step, x: Tensor, content: Trajectory, noise_preds: Tensors, weights: Tensors) -> Tensor:
         """x_t -> x_t', (C, h, w).
 
         Args:
@@ -39,7 +35,7 @@ class Fusion(ABC):
             weights: the share (h, w) of every cell that each region has, Σ <= 1.
         """
 
-    def latent_mask(self, mask: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    def latent_mask(self, mask: Tensor, size: tuple[int, int]) -> Tensor:
         """A mask (H, W) on the latent grid (h, w) = ``size``: the mean over the area of each cell."""
         return functional.adaptive_avg_pool2d(mask[None], size)[0]
 
@@ -48,14 +44,7 @@ class Fusion(ABC):
 class FuseLatents(Fusion):
     """x_t' = Σ M_i y_i + (1 − Σ M_i) z_t'^c with y_i = DDIM(x_t, ε_i) (the method)."""
 
-    def __call__(
-        self,
-        step: Step,
-        x: torch.Tensor,
-        content: Trajectory,
-        noise_preds: Sequence[torch.Tensor],
-        weights: Sequence[torch.Tensor],
-    ) -> torch.Tensor:
+    def __call__(self, step: Step, x: Tensor, content: Trajectory, noise_preds: Tensors, weights: Tensors) -> Tensor:
         y = [ddim_step(x, noise_pred, step.level, step.level_to) for noise_pred in noise_preds]
         return blend(y, weights, content.latents[step.index + 1])
 
@@ -75,20 +64,13 @@ class FuseNoise(Fusion):
     _: KW_ONLY
     hard_masks: bool = False
 
-    def __call__(
-        self,
-        step: Step,
-        x: torch.Tensor,
-        content: Trajectory,
-        noise_preds: Sequence[torch.Tensor],
-        weights: Sequence[torch.Tensor],
-    ) -> torch.Tensor:
+    def __call__(self, step: Step, x: Tensor, content: Trajectory, noise_preds: Tensors, weights: Tensors) -> Tensor:
         (a, b), (a_to, b_to) = ((level.signal, level.sigma) for level in (step.level, step.level_to))
         z, z_to = content.latents[step.index], content.latents[step.index + 1]
         own = (a * z_to - a_to * z) / (a * b_to - a_to * b)
         return ddim_step(x, blend(noise_preds, weights, own), step.level, step.level_to)
 
-    def latent_mask(self, mask: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    def latent_mask(self, mask: Tensor, size: tuple[int, int]) -> Tensor:
         if not self.hard_masks:
             return super().latent_mask(mask, size)
         levels = 255 * functional.interpolate(mask[None, None], size, mode="bilinear")[0, 0]
@@ -99,20 +81,13 @@ class FuseNoise(Fusion):
 class FuseClean(Fusion):
     """One step towards x0 = Σ M_i x0_i + (1 − Σ M_i) z_0^c: the pull to the content outside is the strongest here."""
 
-    def __call__(
-        self,
-        step: Step,
-        x: torch.Tensor,
-        content: Trajectory,
-        noise_preds: Sequence[torch.Tensor],
-        weights: Sequence[torch.Tensor],
-    ) -> torch.Tensor:
+    def __call__(self, step: Step, x: Tensor, content: Trajectory, noise_preds: Tensors, weights: Tensors) -> Tensor:
         a, b = step.level.signal, step.level.sigma
         clean = blend([(x - b * noise_pred) / a for noise_pred in noise_preds], weights, content.clean)
         return ddim_step(x, (x - a * clean) / b, step.level, step.level_to)
 
 
-def shares(masks: Sequence[torch.Tensor | None]) -> list[torch.Tensor]:
+def shares(masks: Sequence[Tensor | None]) -> list[Tensor]:
     """Masks in [0, 1], later ones on top, None = everywhere -> each one's share of every cell; they sum to at most 1.
 
     From the top down, each takes what those above left: w_i = min(m_i, 1 − Σ_{j > i} w_j).
@@ -126,7 +101,7 @@ def shares(masks: Sequence[torch.Tensor | None]) -> list[torch.Tensor]:
     return weights[::-1]
 
 
-def blend(values: Sequence[torch.Tensor], weights: Sequence[torch.Tensor], rest: torch.Tensor) -> torch.Tensor:
+def blend(values: Tensors, weights: Tensors, rest: Tensor) -> Tensor:
     """Σ w_i v_i + (1 − Σ w_i) rest, values (C, h, w) and weights (h, w); exact where a weight is 1."""
     total = sum(weights, start=torch.zeros((), device=rest.device, dtype=rest.dtype))
     blended = (1 - total) * rest

@@ -13,14 +13,12 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 
 from diffstyler.checks import MAX_SEED, in_our_words
 from diffstyler.errors import DiffstylerError
-from diffstyler.manifests.table import Row, Table
+from diffstyler.manifests.table import Row, Table, unknown
 from diffstyler.masking.prompt import File, with_files_from
 from diffstyler.masking.prompt_parser import parse_mask_prompt
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
-
 _INTEGER = re.compile(r"(\d{1,19})(\.0*)?", re.ASCII)  # pandas writes the integers of a column with gaps as 3.0
-
 _UNUSABLE = re.compile("[\0\ud800-\udfff]")
 
 
@@ -83,10 +81,10 @@ def _tell(problem: ErrorDetails, model: type[Cells], row: Row, table: Table) -> 
             table.add(row.number, in_our_words(problem, model), column)
         return
     if len(place) > 1:
-        return table.add(row.number, table.unknown(str(place[-1]), table.nested[str(place[0])]), column)
+        return table.add(row.number, unknown(str(place[-1]), table.nested[str(place[0])]), column)
     outer = next((name for name, inner in table.nested.items() if column in inner and name in row.values), None)
     belongs = f"belongs inside each of {outer!r} where a row has them"
-    table.add(row.number, belongs if outer else table.unknown(column, table.columns), column)
+    table.add(row.number, belongs if outer else unknown(column, table.columns), column)
 
 
 def plain_text(value: object) -> str:
@@ -123,7 +121,6 @@ def _mask(value: object, info: ValidationInfo) -> str:
 
 
 as_number, as_integer = BeforeValidator(_number), BeforeValidator(_integer)  # after the bounds in an Annotated
-
 Text = Annotated[str, BeforeValidator(plain_text)]
 Fraction = Annotated[float, Field(ge=0, le=1), as_number]
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED), as_integer]

@@ -13,11 +13,8 @@ from diffstyler.manifests.cells import Cells, ExistingFile, Folder, Mask, Seed, 
 from diffstyler.manifests.table import Table
 
 Role = Literal["style", "content"]
-
 ROLES: tuple[Role, ...] = get_args(Role)
-
 Count = Annotated[int, Field(ge=1, le=MAX_SEED), as_integer]
-
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False), as_number]
 
 

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import bisect
 import csv
-import difflib
 import io
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from diffstyler.checks import shown
-from diffstyler.errors import DiffstylerError
+from diffstyler.errors import DiffstylerError, did_you_mean
 
 PROBLEMS_TOLD = 100
 
@@ -59,14 +58,13 @@ class Table:
         required: tuple[str, ...],
         nested: Mapping[str, tuple[str, ...]] | None = None,
     ) -> None:
-        self._readers = {".csv": self._csv, ".jsonl": self._json_lines, ".parquet": self._parquet}
-        self._read = self._readers.get(path.suffix.lower())
-        if self._read is None:
-            expected = ", ".join(self._readers)
-            raise ManifestError(f"{path}: expected a manifest that ends in {expected}, got {path.suffix!r}")
+        readers = {".csv": self._csv, ".jsonl": self._json_lines, ".parquet": self._parquet}
+        if path.suffix.lower() not in readers:
+            raise ManifestError(f"{path}: expected a manifest that ends in {', '.join(readers)}, got {path.suffix!r}")
         if not path.is_file():
             raise ManifestError(f"{path}: no such manifest (looked for {path.absolute()})")
         self.path = path
+        self._read = readers[path.suffix.lower()]
         self.required = required
         self.nested = dict(nested or {})
         self.columns = columns if path.suffix.lower() == ".csv" else (*columns, *self.nested)
@@ -74,10 +72,8 @@ class Table:
         self._known = frozenset((*self.columns, *(name for inner in self.nested.values() for name in inner)))
         self._problems: list[tuple[int, str]] = []  # the first ones, in order
         self._count = 0
-        self._unknown = cache(_unknown)
 
     def __iter__(self) -> Iterator[Row]:
-        assert self._read is not None
         number = 0
         for number, values in self._read():
             yield Row(number, self._given(values))
@@ -96,10 +92,6 @@ class Table:
             text = f"{where}, column {column!r}: {message}" if column else f"{where}: {message}"
             bisect.insort(self._problems, (number, text), key=lambda problem: problem[0])
             del self._problems[PROBLEMS_TOLD:]
-
-    def unknown(self, name: str, valid: tuple[str, ...]) -> str:
-        """What to say of a column that is none of the ``valid`` ones."""
-        return self._unknown(name, valid)
 
     def check(self) -> None:
         """Raises: ManifestError: if anything is wrong with the file."""
@@ -182,7 +174,7 @@ class Table:
         """Note unknown, double and missing columns."""
         for name, count in Counter(names).items():
             if name not in self.columns:
-                self.add(number, self.unknown(name, self.columns), name)
+                self.add(number, unknown(name, self.columns), name)
             if count > 1:
                 self.add(number, f"expected once, got {count} times", name)
                 self.told.add(name)
@@ -202,11 +194,10 @@ class Table:
             return ""
 
 
-def _unknown(name: str, valid: tuple[str, ...]) -> str:
-    near = difflib.get_close_matches(name.lower(), valid, n=1)
-    return (
-        f"unknown column; did you mean {near[0]!r}?" if near else f"unknown column; expected one of {', '.join(valid)}"
-    )
+@lru_cache(1024)  # every row of a file may have it
+def unknown(name: str, valid: tuple[str, ...]) -> str:
+    """What to say of a column that is none of the ``valid`` ones."""
+    return "unknown column" + (did_you_mean(name.lower(), valid) or f"; expected one of {', '.join(valid)}")
 
 
 def _unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:

@@ -4,13 +4,3 @@ from diffstyler.masking.attention import AttentionMasker
 from diffstyler.masking.base import Masker, NothingFoundError
 from diffstyler.masking.fastsam import FastSAMMasker
 from diffstyler.masking.find import check_masks, check_prompt, find_masks
-
-__all__ = [
-    "AttentionMasker",
-    "FastSAMMasker",
-    "Masker",
-    "NothingFoundError",
-    "check_masks",
-    "check_prompt",
-    "find_masks",
-]

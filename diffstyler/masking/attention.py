@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import KW_ONLY, fields
+from functools import partial
 from typing import Annotated
 
 import torch
@@ -116,9 +117,7 @@ class AttentionMasker(Masker):
         prompts = backbone.encode_prompt([prompt] * len(timesteps))
         with torch.no_grad(), self.recorder.recording():
             backbone.predict(
-                backbone.noise_levels(timesteps).to(z_0).noised(z_0, noise),
-                timesteps.to(z_0.device),
-                prompts,
+                backbone.noise_levels(timesteps).to(z_0).noised(z_0, noise), timesteps.to(z_0.device), prompts
             )
         return z_0.shape[-2], z_0.shape[-1]
 
@@ -153,9 +152,7 @@ class AttentionMasker(Masker):
 
     def _cut(self, found: torch.Tensor, grid: tuple[int, int], picture: Image.Image) -> torch.Tensor:
         """A map with peak 1 on the grid, (h w,) -> the mask at the picture's size."""
-        full = functional.interpolate(
-            _as_picture(found, grid), (picture.height, picture.width), mode="bicubic", align_corners=False
-        )
+        full = functional.interpolate(_as_picture(found, grid), (picture.height, picture.width), mode="bicubic")
         return (full[0, 0] >= self.threshold).float().cpu()
 
 
@@ -183,11 +180,11 @@ class AttentionRecorder:
     @contextmanager
     def recording(self) -> Iterator[None]:
         """Forwards inside are kept until the next ones."""
-        handles = []
-        for name, layer in self.layers.items():
-            for part in ("to_q", "to_k"):
-                projection = getattr(layer, part)
-                handles.append(projection.register_forward_hook(self._keep(name, part)))
+        handles = [
+            getattr(layer, part).register_forward_hook(partial(self._keep, name, part))
+            for name, layer in self.layers.items()
+            for part in ("to_q", "to_k")
+        ]
         try:
             yield
         finally:
@@ -202,21 +199,13 @@ class AttentionRecorder:
         """Self-attention (L, L) where there are the most positions L, mean over such layers, rows and heads."""
         positions = {name: self._seen[name, "to_q"].shape[1] for name in self.layers if name.endswith(".attn1")}
         finest = [name for name, count in positions.items() if count == max(positions.values())]
-        total = sum(self._probabilities(name).mean(0) for name in finest)
-        assert isinstance(total, torch.Tensor)
-        return total / len(finest)
+        return sum((self._probabilities(name).mean(0) for name in finest), torch.zeros(())) / len(finest)
 
     def _probabilities(self, name: str) -> torch.Tensor:
-        heads, scale = self.layers[name].heads, self.layers[name].scale
-        assert isinstance(heads, int)
-        assert isinstance(scale, float)
+        heads, scale = int(self.layers[name].heads), float(self.layers[name].scale)  # type: ignore[arg-type]
         q, k = (self._seen[name, part].float().unflatten(-1, (heads, -1)).transpose(1, 2) for part in ("to_q", "to_k"))
-        total = sum((q[:, head] @ k[:, head].mT * scale).softmax(-1) for head in range(heads))  # one at a time: memory
-        assert isinstance(total, torch.Tensor)
-        return total / heads
+        one_at_a_time = ((q[:, head] @ k[:, head].mT * scale).softmax(-1) for head in range(heads))  # to save memory
+        return sum(one_at_a_time, torch.zeros(())) / heads
 
-    def _keep(self, name: str, part: str):  # noqa: ANN202
-        def hook(module: nn.Module, args: tuple, output: torch.Tensor) -> None:
-            self._seen[name, part] = output
-
-        return hook
+    def _keep(self, name: str, part: str, module: nn.Module, args: tuple, output: torch.Tensor) -> None:
+        self._seen[name, part] = output

@@ -16,7 +16,6 @@ from diffstyler.errors import DiffstylerError
 if TYPE_CHECKING:
     from diffstyler.backbones import Backbone
 
-
 Share = Annotated[float, Field(ge=0, le=1, strict=True)]
 
 

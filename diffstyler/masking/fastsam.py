@@ -21,6 +21,7 @@ from dataclasses import KW_ONLY
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -49,17 +50,11 @@ WEIGHTS = {  # SHA-256 of the release's files, as several public projects that p
 }
 
 BOX_MINIMUM = 0.5  # IoU of a candidate's box with the prompt's
-
 TEMPLATE = "a photo of {}"
-
 NEUTRAL = ("background", "something else")  # what a candidate may show instead of the phrase
-
 TIE = 0.5  # candidates with this share of the best one's softmax are found beside it
-
 MARGIN = 0.1  # around a candidate's box, of its longer side
-
 GRAY = (122, 116, 104)  # CLIP's mean color
-
 PICTURES_KEPT = 3
 
 
@@ -106,12 +101,10 @@ class FastSAMMasker(Masker):
                 f"masker.weights: expected FastSAM's weights, found no file {self.weights}; nothing is downloaded by "
                 f"itself: `diffstyler fetch-fastsam` fetches {' or '.join(WEIGHTS)} from {RELEASE}"
             )
-        if self.weights.suffix != ".pt" or "'" in str(
-            self.weights.resolve()
-        ):  # ultralytics drops apostrophes, then downloads
-            raise DiffstylerError(
-                f"masker.weights: expected a .pt file in a path without apostrophes, got {self.weights}"
-            )
+        path = str(self.weights.resolve())
+        if self.weights.suffix != ".pt" or "'" in path:  # ultralytics drops apostrophes, then downloads
+            expected = "a .pt file in a path without apostrophes"
+            raise DiffstylerError(f"masker.weights: expected {expected}, got {self.weights}")
         self._backbone: Backbone | None = None
         self._masks: dict[str, torch.Tensor] = {}
         self._embeds: dict[str, torch.Tensor] = {}
@@ -371,13 +364,12 @@ def _import_quietly() -> None:
 @contextmanager
 def _as_it_was() -> Iterator[None]:
     """What ultralytics changes inside is put back: environment, patched functions, threads, printing, trusted types."""
-    environment = dict(os.environ)
-    import cv2
+    with warnings.catch_warnings(), np.printoptions(), torch_printoptions(), mock.patch.dict(os.environ):
+        import cv2
 
-    save, opener, trusted = torch.save, Image.open, torch.serialization.get_safe_globals()
-    threads, cv2_threads = torch.get_num_threads(), cv2.getNumThreads()
-    with warnings.catch_warnings(), np.printoptions(), torch_printoptions():
         warnings.simplefilter("ignore")
+        save, opener, trusted = torch.save, Image.open, torch.serialization.get_safe_globals()
+        threads, cv2_threads = torch.get_num_threads(), cv2.getNumThreads()
         try:
             yield
         finally:
@@ -386,6 +378,3 @@ def _as_it_was() -> Iterator[None]:
             cv2.setNumThreads(cv2_threads)
             torch.serialization.clear_safe_globals()
             torch.serialization.add_safe_globals(trusted)
-            for name in os.environ.keys() - environment.keys():
-                del os.environ[name]
-            os.environ.update(environment)

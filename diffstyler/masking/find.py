@@ -16,7 +16,6 @@ from diffstyler.masking.base import Masker, NothingFoundError
 from diffstyler.masking.prompt import (
     Background,
     Box,
-    Coordinate,
     Edit,
     Everything,
     File,
@@ -55,10 +54,11 @@ def find_masks(
     """
     taken = torch.zeros(picture.height, picture.width)
     masks: dict[int, torch.Tensor] = {}
-    for index in sorted(range(len(prompts)), key=lambda i: _has_background(prompts[i])):
+    waits = [any(isinstance(node, Background) for node in prompt.walk()) for prompt in prompts]
+    for index in sorted(range(len(prompts)), key=waits.__getitem__):
         mask = _found(masker, picture, prompts[index], 1 - taken, empty)
         masks[index] = _feathered(mask, feather) if bool(((mask == 0) | (mask == 1)).all()) else mask
-        if not _has_background(prompts[index]):
+        if not waits[index]:
             taken = torch.maximum(taken, masks[index])
     return [masks[index] for index in range(len(prompts))]
 
@@ -71,19 +71,13 @@ def check_masks(triples: Sequence[Triple]) -> None:
     """
     problems = []
     for triple in triples:
-        prompts = []
         for region in triple.regions:
             try:
-                prompts.append(parse_mask_prompt(region.mask))
+                check_prompt(parse_mask_prompt(region.mask), triple.content)
+            except ImageError:
+                continue  # of the content itself: that row fails when its turn comes
             except DiffstylerError as error:
                 problems.append(f"{triple.origin or triple.id}: {error}")
-        try:
-            for prompt in prompts:
-                check_prompt(prompt, triple.content)
-        except ImageError:
-            continue  # of the content itself: that row fails when its turn comes
-        except DiffstylerError as error:
-            problems.append(f"{triple.origin or triple.id}: {error}")
     if problems:
         raise DiffstylerError("\n".join(problems))
 
@@ -142,8 +136,8 @@ def _mask(masker: Masker, picture: Image.Image, prompt: MaskPrompt, background: 
     if isinstance(prompt, Text):
         return masker.find_text(picture, prompt.phrase)
     if isinstance(prompt, Points):
-        positive, negative = ([_pixels(point, picture.size) for point in side] for side in _both(prompt))
-        return masker.find_points(picture, positive, negative)
+        sides = (prompt.positive, prompt.negative)
+        return masker.find_points(picture, *([_pixels(point, picture.size) for point in side] for side in sides))
     if isinstance(prompt, Box):
         x0, y0, x1, y1 = prompt.corners
         return masker.find_box(picture, (*_pixels((x0, y0), picture.size), *_pixels((x1, y1), picture.size)))
@@ -189,15 +183,7 @@ def _signed_distance(mask: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy((within - without - inside + 0.5).astype(np.float32))
 
 
-def _has_background(prompt: MaskPrompt) -> bool:
-    return any(isinstance(node, Background) for node in prompt.walk())
-
-
-def _both(points: Points) -> tuple[tuple[Point, ...], tuple[Point, ...]]:
-    return points.positive, points.negative
-
-
-def _places(node: MaskPrompt) -> list[tuple[Coordinate, Coordinate]]:
+def _places(node: MaskPrompt) -> list[Point]:
     if isinstance(node, Points):
         return [*node.positive, *node.negative]
     return [node.corners[:2], node.corners[2:]] if isinstance(node, Box) else []

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 _NEEDS_QUOTES = re.compile(r'["+()\[\]\\:]|(?:^|\s)-(?:\s|$)|^\s|\s$|^$')
 
@@ -13,31 +14,25 @@ _NEEDS_QUOTES = re.compile(r'["+()\[\]\\:]|(?:^|\s)-(?:\s|$)|^\s|\s$|^$')
 class MaskPrompt:
     """A node of a mask prompt. ``str()`` gives its canonical text, which parses to an equal tree."""
 
-    @property
-    def children(self) -> tuple[MaskPrompt, ...]:
-        return ()
+    def __str__(self) -> str:
+        return type(self).__name__.lower()
 
     def walk(self) -> Iterator[MaskPrompt]:
         """This node and all below it."""
         yield self
-        for child in self.children:
-            yield from child.walk()
+        for child in vars(self).values():
+            if isinstance(child, MaskPrompt):
+                yield from child.walk()
 
 
 @dataclass(frozen=True)
 class Everything(MaskPrompt):
     """The whole picture."""
 
-    def __str__(self) -> str:
-        return "everything"
-
 
 @dataclass(frozen=True)
 class Background(MaskPrompt):
     """What no other region of the picture took."""
-
-    def __str__(self) -> str:
-        return "background"
 
 
 @dataclass(frozen=True)
@@ -104,33 +99,25 @@ class File(MaskPrompt):
 
 
 @dataclass(frozen=True)
-class Union(MaskPrompt):
+class _Pair(MaskPrompt):
+    left: MaskPrompt
+    right: MaskPrompt
+    sign: ClassVar[str]
+
+    def __str__(self) -> str:
+        return f"{self.left} {self.sign} {_grouped(self.right, _Pair)}"
+
+
+class Union(_Pair):
     """In either."""
 
-    left: MaskPrompt
-    right: MaskPrompt
-
-    @property
-    def children(self) -> tuple[MaskPrompt, ...]:
-        return self.left, self.right
-
-    def __str__(self) -> str:
-        return f"{self.left} + {_grouped(self.right, Union, Minus)}"
+    sign = "+"
 
 
-@dataclass(frozen=True)
-class Minus(MaskPrompt):
+class Minus(_Pair):
     """In the left one and not in the right one."""
 
-    left: MaskPrompt
-    right: MaskPrompt
-
-    @property
-    def children(self) -> tuple[MaskPrompt, ...]:
-        return self.left, self.right
-
-    def __str__(self) -> str:
-        return f"{self.left} - {_grouped(self.right, Union, Minus)}"
+    sign = "-"
 
 
 @dataclass(frozen=True)
@@ -139,12 +126,8 @@ class Not(MaskPrompt):
 
     inner: MaskPrompt
 
-    @property
-    def children(self) -> tuple[MaskPrompt, ...]:
-        return (self.inner,)
-
     def __str__(self) -> str:
-        return f"not {_grouped(self.inner, Union, Minus)}"
+        return f"not {_grouped(self.inner, _Pair)}"
 
 
 @dataclass(frozen=True)
@@ -155,12 +138,8 @@ class Edit(MaskPrompt):
     kind: str
     pixels: float
 
-    @property
-    def children(self) -> tuple[MaskPrompt, ...]:
-        return (self.inner,)
-
     def __str__(self) -> str:
-        return f"{_grouped(self.inner, Union, Minus, Not)} [{self.kind} {self.pixels:g}]"
+        return f"{_grouped(self.inner, _Pair, Not)} [{self.kind} {self.pixels:g}]"
 
 
 def with_files_from(prompt: MaskPrompt, folder: Path) -> MaskPrompt:

@@ -18,12 +18,10 @@ numbers with a decimal point (0.0 … 1.0) are fractions of its width and height
 
 from __future__ import annotations
 
-import difflib
 import re
-from collections.abc import Callable
 from pathlib import Path
 
-from diffstyler.errors import DiffstylerError
+from diffstyler.errors import DiffstylerError, did_you_mean
 from diffstyler.masking.prompt import (
     Background,
     Box,
@@ -41,17 +39,11 @@ from diffstyler.masking.prompt import (
 )
 
 EDITS = ("grow", "shrink", "feather")
-
 KINDS = ("text", "point", "box", "file")
-
 MAX_PIXELS = 10_000  # of an edit: more is a slip of the finger
-
 MAX_PARTS = 100  # all that walk the tree are recursive
-
 _KIND = re.compile(r"([A-Za-z_]+)\s*:")
-
 _NUMBER = re.compile(r"\d+\.\d*|\.\d+|\d+")
-
 _QUOTED = re.compile(r'"((?:[^"\\]|\\.)*)"')
 
 
@@ -125,7 +117,8 @@ class _Parser:
             start = self.at
             word = self.match(re.compile(r"[A-Za-z]+"))
             if word is None or word[0] not in EDITS:
-                raise self.error(f"expected {', '.join(EDITS)}{_near(word[0] if word else '', EDITS)}", start)
+                hint = did_you_mean(word[0].lower() if word else "", EDITS)
+                raise self.error(f"expected {', '.join(EDITS)}{hint}", start)
             tree = Edit(tree, word[0], self.pixels())
             self.take(",")
             if self.take("]"):
@@ -145,18 +138,11 @@ class _Parser:
         if kind := self.match(_KIND):
             name = kind[1].lower()
             if name not in KINDS:
-                raise self.error(
-                    f"expected one of {', '.join(f'{k}:' for k in KINDS)}, or the phrase in double quotes"
-                    f"{_near(name, KINDS)}",
-                    start,
-                )
-            parsers: dict[str, Callable[[], MaskPrompt]] = {
-                "text": lambda: Text(self.words("a phrase")),
-                "point": self.points,
-                "box": self.box,
-                "file": lambda: File(Path(self.words("a path"))),
-            }
-            return parsers[name]()
+                expected = f"one of {', '.join(f'{k}:' for k in KINDS)}, or the phrase in double quotes"
+                raise self.error(f"expected {expected}{did_you_mean(name, KINDS)}", start)
+            if name in {"point", "box"}:
+                return self.points() if name == "point" else self.box()
+            return Text(self.words("a phrase")) if name == "text" else File(Path(self.words("a path")))
         quoted = self.peek() == '"'
         phrase = self.words("a phrase, 'point:', 'box:', 'file:', 'everything' or 'background'")
         if not quoted and phrase.lower() in {"everything", "background"}:
@@ -262,8 +248,3 @@ class _Parser:
 
     def error(self, message: str, position: int | None = None) -> MaskPromptError:
         return MaskPromptError(message, self.prompt, self.at if position is None else position)
-
-
-def _near(word: str, known: tuple[str, ...]) -> str:
-    near = difflib.get_close_matches(word.lower(), known, n=1)
-    return f"; did you mean '{near[0]}'?" if near else ""

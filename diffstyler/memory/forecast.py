@@ -8,7 +8,6 @@ The UNet and the autoencoder run on tensors without data; every tensor that woul
 
 from __future__ import annotations
 
-import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from peft import LoraConfig
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
+from torch.utils.benchmark import Timer
 from torch.utils.flop_counter import FlopCounterMode
 
 from diffstyler.adapters import LoRAPack, Rows
@@ -29,18 +29,15 @@ from diffstyler.backbones.latent_diffusion import LatentDiffusion
 from diffstyler.backbones.quantization import quantizable
 from diffstyler.errors import DiffstylerError
 
+Size = Callable[[int, int], tuple[int, int]]
+#: decoding a tile of 512 x 512 pixels in fp32
+TILE_BYTES = 2.5 * 2**30
 #: what allocators and kernels take besides the tensors
 MARGIN = 1.2
-
-
 #: of a LoRA's parameters while it is fitted: weights, gradient, and AdamW's two moments, in 4 bytes each
 STATES = 4 * 4
-
-
 #: bits of a quantized weight, its scales included
 QUANTIZED_BITS = {"nf4": 4.5, "int8": 8.1}
-
-
 #: of the rate of a plain matrix product that a UNet reaches, by device; on a CPU 0.1 … 0.24 were measured
 EFFICIENCY = {"cuda": 0.3, "cpu": 0.2}
 
@@ -110,13 +107,6 @@ class PredictForecast:
         decoding = self.vae_bytes + (min(self.decode_bytes, TILE_BYTES) if tiling else self.decode_bytes)
         resident = self.unet_bytes + styles * 4 * self.lora_parameters
         return MARGIN * (resident + max(idle + self.forward.at(rows), idle * (not offload) + decoding))
-
-
-#: decoding a tile of 512 x 512 pixels in fp32
-TILE_BYTES = 2.5 * 2**30
-
-
-Size = Callable[[int, int], tuple[int, int]]
 
 
 def forecast_fit(backbone: Backbone, size: Size, dtype: torch.dtype, lora: LoraConfig) -> FitForecast:
@@ -196,21 +186,8 @@ def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
     """What a plain matrix product reaches here, in operations a second; the best of several tries."""
     n = 8192 if device.type == "cuda" else 1024
     a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
-    best = 0.0
-    for _ in range(10):
-        wait(device)
-        began = time.perf_counter()
-        for _ in range(4):
-            torch.mm(a, b)
-        wait(device)
-        best = max(best, 4 * 2 * n**3 / (time.perf_counter() - began))
-    return best
-
-
-def wait(device: torch.device) -> None:
-    """Until the device has done all that it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    timer = Timer("torch.mm(a, b)", globals={"torch": torch, "a": a, "b": b}, num_threads=torch.get_num_threads())
+    return 2 * n**3 / min(timer.timeit(4).mean for _ in range(10))
 
 
 class AliveBytes(TorchDispatchMode):

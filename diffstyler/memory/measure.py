@@ -12,16 +12,10 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.optim import Optimizer
 
 log = logging.getLogger(__name__)
-
-
 #: of the free memory that a pack may fill; the rest is for what a step needs for a moment, and for others
 SHARE = 0.85
-
-
 #: widths of a pack, so that a little more or less free memory does not change it; wider ones gain nothing
 WIDTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
-
-
 #: a control group's limit and use, where it has a limit
 _CGROUP = Path("/sys/fs/cgroup")
 

@@ -13,8 +13,6 @@ from diffstyler.images import ImageError, fit_size, image_size
 from diffstyler.memory.forecast import FitForecast, PredictForecast
 
 GIB = 2**30
-
-
 #: rows of a UNet call beyond which nothing is gained
 MOST_ROWS = 64
 

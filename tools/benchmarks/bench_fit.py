@@ -23,7 +23,7 @@ from unittest import mock
 
 import lightning
 import torch
-from bench_models import build, forward_flops, peak_memory
+from bench_models import build, forward_flops, peak_memory, wait
 from peft import LoraConfig
 from PIL import Image
 
@@ -34,7 +34,7 @@ from diffstyler.fit.crops import Crops
 from diffstyler.fit.data import FitData
 from diffstyler.fit.finetuner import LoRAFinetuner
 from diffstyler.fit.jobs import ATTENTION
-from diffstyler.memory.forecast import matrix_rate, wait
+from diffstyler.memory.forecast import matrix_rate
 
 LORA_STEPS = 200  # of one LoRA, for the column "LoRAs an hour"
 BACKWARD = 1.13  # of the forward's operations: gradients of activations through a frozen base, and the adapters' own

@@ -131,3 +131,9 @@ def forward_flops(backbone: Backbone, size: int, channels: int) -> int:
 def peak_memory(device: torch.device) -> str:
     """Since the last reset, where the device counts it."""
     return f"{torch.cuda.max_memory_allocated() / 2**30:.1f} GiB" if device.type == "cuda" else "-"
+
+
+def wait(device: torch.device) -> None:
+    """Until the device has done all that it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -18,7 +18,7 @@ from unittest import mock
 import lightning
 import torch
 from bench_fit import noise_pictures, quiet, reset
-from bench_models import build, forward_flops, peak_memory
+from bench_models import build, forward_flops, peak_memory, wait
 from peft import LoraConfig
 
 from diffstyler.adapters import LoRAPack, save_lora
@@ -26,7 +26,7 @@ from diffstyler.backbones import Backbone
 from diffstyler.diffusion.denoiser import Denoiser
 from diffstyler.diffusion.initial import FromContent
 from diffstyler.fit.jobs import ATTENTION
-from diffstyler.memory.forecast import matrix_rate, wait
+from diffstyler.memory.forecast import matrix_rate
 from diffstyler.predict.data import PredictData
 from diffstyler.predict.stylizer import Stylizer
 from diffstyler.types import StyleRegion, Triple
