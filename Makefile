@@ -4,9 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 OLDEST := .venv-oldest
 DEMO ?= demo
-# without the longest, those of an extra, and three whose bounds on rounding were measured on today's kernels
-FAST := $(addprefix tests/,adapters backbones cli diffusion manifests masking memory) \
-	--ignore tests/masking/test_fastsam.py --ignore tests/diffusion/test_reference_parity.py \
+# what touches the libraries most, without the longest and three whose bounds on rounding were measured on today's kernels
+FAST := $(addprefix tests/,adapters backbones diffusion manifests cli/test_main.py) \
+	--ignore tests/diffusion/test_reference_parity.py \
 	-k "not rows_with_different_adapters and not rows_in_the_order and not returns_to_the_input"
 
 .PHONY: demo test test-oldest lint format wheel clean

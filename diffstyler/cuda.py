@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import gc
-import logging
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import torch
 
-log = logging.getLogger(__name__)
-
 #: runs before a recording, in which libraries choose their kernels and compilers compile
-WARM_UPS = 2
+WARM_UPS = 1
 
 Made = TypeVar("Made")
 
@@ -62,7 +60,7 @@ class Captured(Generic[Made]):
         own = [tensor.clone() for tensor in inputs]
         beside = torch.cuda.Stream()
         beside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(beside):
+        with torch.cuda.stream(beside), _trying_kernels():
             for _ in range(WARM_UPS):
                 self.function(own)
         torch.cuda.current_stream().wait_stream(beside)
@@ -71,6 +69,17 @@ class Captured(Generic[Made]):
         with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             output = self.function(own)
         return _Recording(graph, own, output)
+
+
+@contextmanager
+def _trying_kernels() -> Iterator[None]:
+    """cuDNN tries its kernels where shapes never change, unless all must be the same in each run."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = not torch.are_deterministic_algorithms_enabled()
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
 
 
 def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:

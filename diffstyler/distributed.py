@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import json
 import secrets
+import signal
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from subprocess import Popen
@@ -17,6 +20,7 @@ from typing import TypeVar
 import lightning
 import torch
 from filelock import FileLock, Timeout
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 #: how often a process that has nothing to do looks whether others left it something
 POLL_SECONDS = 0.2
@@ -28,6 +32,24 @@ def part(trainer: lightning.Trainer) -> None:
     trainer.strategy.barrier("part")
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()  # Lightning would otherwise communicate before every step
+
+
+@contextmanager
+def ended_by_sigterm() -> Iterator[None]:
+    """SIGTERM ends what runs inside at once, such as a compilation of minutes, where Lightning waits for the step's
+    end."""
+
+    def end(*_: object) -> None:
+        raise SIGTERMException
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def exit_codes(trainer: lightning.Trainer) -> list[int]:

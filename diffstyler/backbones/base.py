@@ -18,6 +18,10 @@ from diffstyler.types import NoiseLevel, PromptEmbeds, Schedule
 NETWORK = "unet"
 
 
+#: kinds of one layer, by shape and by what its hooks do, that are compiled before it runs as it is
+COMPILED_SHAPES = 128
+
+
 @dataclass(frozen=True)
 class InjectionSites:
     """Where a family's UNet is steered (module paths inside the UNet).
@@ -46,6 +50,8 @@ class Backbone(nn.Module, ABC):
     num_train_timesteps: int
     #: what the network's output means
     prediction: Prediction
+    #: class names of the layers that the network is made of, for compilers; none = it is one
+    repeated_layers: tuple[str, ...] = ()
     #: pictures are encoded and decoded in tiles, which gives other pixels
     vae_tiling: bool = False
     #: the arguments that it was made with, those with a default only where they differ from it
@@ -172,12 +178,19 @@ class Backbone(nn.Module, ABC):
         mixed = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
         return torch.autocast(device, enabled=False) if mixed else nullcontext()
 
-    def compile(self) -> None:
-        """Compile the network once, in its first forward; hooks registered before are compiled with it."""
-        self.network.compile(dynamic=False)
+    def compile(self, backend: str = "inductor") -> None:
+        """Compile the network's repeated layers, each in its first forward, once for each shape that it meets; hooks
+        registered before are compiled with it. On CUDA convolutions then keep their channels last."""
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, COMPILED_SHAPES)
+        layers = [module for module in self.network.modules() if type(module).__name__ in self.repeated_layers]
+        for layer in layers or [self.network]:
+            layer.compile(dynamic=False, backend=backend)
+        if next(self.network.parameters()).is_cuda:
+            self.network.to(memory_format=torch.channels_last)
 
     def uncompile(self) -> None:
-        self.network._compiled_call_impl = None
+        for module in self.network.modules():
+            module._compiled_call_impl = None
 
     def recompute_activations(self, on: bool = True) -> None:
         """Gradient checkpointing: less memory for the backward pass, more time.

@@ -59,6 +59,7 @@ class LatentDiffusion(Backbone):
         DiffstylerError: the model is not there, or is not of this family.
     """
 
+    repeated_layers = ("ResnetBlock2D", "BasicTransformerBlock")
     #: diffusers' pipeline that such models are saved by
     pipeline: type[DiffusionPipeline]
     text_encoder_names: tuple[str, ...] = ("text_encoder",)

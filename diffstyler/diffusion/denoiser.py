@@ -149,9 +149,10 @@ class Denoiser:
             try:
                 return self._noise_preds(groups, limit)
             except torch.cuda.OutOfMemoryError:
-                if self.rows_per_call is not None or limit is None or limit <= 2:
+                rows = min(limit or MOST_ROWS, sum(map(len, _pieces(groups, limit))))
+                if self.rows_per_call is not None or rows <= 2:
                     raise
-                self.max_rows = limit // 2
+                self.max_rows = rows // 2
                 self._captured.clear()
                 log.warning("the device's memory ends: at most %d rows a call from now on", self.max_rows)
         return []
@@ -160,7 +161,7 @@ class Denoiser:
         """Rows of a call."""
         if self.rows_per_call is not None or not latents.is_cuda:
             return self.rows_per_call or self.max_rows
-        full = min(MOST_ROWS, FULL_CELLS // latents[0].numel())
+        full = min(MOST_ROWS, FULL_CELLS // (latents.shape[-2] * latents.shape[-1]))
         return max(2, min(full, self.max_rows or full))
 
     def _noise_preds(self, groups: Sequence[Group], limit: int | None) -> list[torch.Tensor]:

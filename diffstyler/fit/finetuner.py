@@ -19,9 +19,9 @@ from torch.utils.tensorboard import SummaryWriter
 
 from diffstyler.adapters import FittedLoRA, LoRALibrary
 from diffstyler.backbones import Backbone, StableDiffusion
-from diffstyler.distributed import Team, exit_codes, part
+from diffstyler.distributed import Team, ended_by_sigterm, exit_codes, part
 from diffstyler.errors import DiffstylerError
-from diffstyler.fit.bench import FitBatch, FitBench, crop_side, open_pack, slot_memory, widest
+from diffstyler.fit.bench import FitBatch, FitBench, Pace, crop_side, open_pack, slot_memory, widest
 from diffstyler.fit.crops import Crops
 from diffstyler.fit.early_stop import EarlyStop
 from diffstyler.fit.job_queue import JobQueue
@@ -128,7 +128,8 @@ class LoRAFinetuner(lightning.LightningModule):
         gradient_clip: bound of the L2 norm of a LoRA's gradient; None = no bound.
         early_stop: ends a LoRA before its last step when it learns nothing more; None = never.
         gradient_checkpointing: recompute activations in the backward pass: less memory, more time.
-        compile: compile the UNet with its adapters once, in the first step; slots then change without compiling again.
+        compile: compile the UNet's layers with their adapters once; slots then change without compiling again. "auto":
+            on CUDA, where the time of the first steps says that it pays.
         max_memory: GiB of the device that a step may take by forecast: the pack is no wider than fits, and where not
             even one LoRA does, activations are recomputed. None = no bound.
         checkpoint_every: steps between saved states; a killed run repeats at most so many.
@@ -153,7 +154,7 @@ class LoRAFinetuner(lightning.LightningModule):
         gradient_clip: float | None = 1.0,
         early_stop: EarlyStop | None = None,
         gradient_checkpointing: bool = False,
-        compile: bool = False,
+        compile: bool | Literal["auto"] = "auto",
         max_memory: float | None = None,
         checkpoint_every: int = 50,
         masker: Masker | None = None,
@@ -180,7 +181,7 @@ class LoRAFinetuner(lightning.LightningModule):
             masker=masker if masker is not None else AttentionMasker(),
         )
         self.gradient_checkpointing = gradient_checkpointing
-        self.compile_network = compile
+        self.compile_network: bool | Literal["auto"] = compile
         self.max_memory = max_memory
         self.most_slots: float = math.inf
         self.checkpoint_every = checkpoint_every
@@ -196,7 +197,9 @@ class LoRAFinetuner(lightning.LightningModule):
     def training_step(self, batch: FitBatch, batch_idx: int) -> None:
         """One step of every LoRA of the pack: each descends on its own loss (the method)."""
         assert self.bench is not None
-        self.bench.update(self.bench.gradients(batch))
+        with ended_by_sigterm():
+            losses = self.bench.gradients(batch)
+        self.bench.update(losses)
 
     def losses(self, batch: FitBatch) -> torch.Tensor:
         """‖ε − ε(z_t, t, prompt; A)‖² of each row (R,), z_t = √ᾱ z_0 + √(1−ᾱ) ε, or what ``loss`` makes of it."""
@@ -328,8 +331,10 @@ class LoRAFinetuner(lightning.LightningModule):
             preview_steps=self.preview_steps,
             look_every=LOOK_EVERY if self.device.type == "cuda" else 1,
         )
-        if self.compile_network:  # after the adapters' hooks are there: later ones would not be seen
-            self.backbone.compile()
+        if self.compile_network is True:  # after the adapters' hooks are there: later ones would not be seen
+            bench.compile()
+        elif self.compile_network == "auto" and self.device.type == "cuda":
+            bench.pace = Pace()
         return bench
 
     def _width(self, team: Team) -> int:

@@ -18,11 +18,12 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from diffstyler.adapters import LoRALibrary
 from diffstyler.backbones import Backbone, StableDiffusion
 from diffstyler.cuda import fetch
-from diffstyler.diffusion.denoiser import FULL_CELLS, Denoiser
+from diffstyler.diffusion.denoiser import FULL_CELLS, MOST_ROWS, Denoiser
 from diffstyler.diffusion.fusion import FuseLatents, Fusion
 from diffstyler.diffusion.initial import FromContentAdaIN, InitialLatents
 from diffstyler.diffusion.injection import CrossLoRAInjection, Injection
 from diffstyler.diffusion.sampling import denoise
+from diffstyler.distributed import ended_by_sigterm
 from diffstyler.errors import DiffstylerError
 from diffstyler.images import fit_size, load_image, picture_sha256
 from diffstyler.masking import AttentionMasker, Masker, check_masks, find_masks
@@ -187,7 +188,8 @@ class Stylizer(lightning.LightningModule):
             elif job is not None:
                 outcomes.append(settled(job))
         for _, same_size in groupby(sorted(jobs, key=lambda job: job.size), key=lambda job: job.size):
-            outcomes += self._stylize_or_fail(list(same_size))
+            with ended_by_sigterm():
+                outcomes += self._stylize_or_fail(list(same_size))
         return outcomes
 
     def _stylize_or_fail(self, jobs: list[PictureJob]) -> list[Future[Stylized | Failed]]:
@@ -404,11 +406,12 @@ class Stylizer(lightning.LightningModule):
 
     @property
     def pictures_at_once(self) -> int:
-        """That fill a GPU's call: a source row and two targets of each. Elsewhere, and within ``max_memory``, one."""
+        """So many that whatever is done for them, one to three rows of each, fills calls of a GPU. Elsewhere, and
+        within ``max_memory``, one."""
         bound = self.max_memory is not None or self.rows_per_call is not None
         if bound or self.trainer.strategy.root_device.type != "cuda":
             return 1
-        return max(1, FULL_CELLS // self._cells // 3)
+        return max(1, min(MOST_ROWS, FULL_CELLS // self._cells))
 
     @property
     def _cells(self) -> int:

@@ -281,3 +281,22 @@ def test_a_region_below_one_that_covers_all_costs_no_rows(tiny, denoiser, schedu
     tiny.unet.register_forward_pre_hook(lambda module, args: rows.append(len(args[0])))
     run(denoiser, schedule, canvas(schedule, outside, above))
     assert sum(rows) == 2 * STEPS
+
+
+def test_pictures_of_one_content_share_its_source_rows(tiny, denoiser, schedule):
+    """One source row serves all styles of a content in a batch; none, where the contents or their prompts differ."""
+    injection = CrossLoRAInjection(1.0, 1.0)
+    one = canvas(schedule, region(tiny, 0, injection=injection))
+    styles = [one, replace(one, regions=(region(tiny, 1, injection=injection),))]
+    other = canvas(schedule, region(tiny, 1, injection=injection), seed=1)
+    told = replace(styles[1], source_prompt=tiny.encode_prompt(["blue"]))
+    alone = [run(denoiser, schedule, picture)[0] for picture in (*styles, other, told)]
+    rows = []
+    handle = tiny.unet.register_forward_pre_hook(lambda module, args: rows.append(len(args[0])))
+    for pictures, count in (((0, 1), 3), ((0, 2), 4), ((0, 3), 4)):
+        rows.clear()
+        made = run(denoiser, schedule, *[[*styles, other, told][n] for n in pictures])
+        assert rows == [count] * STEPS
+        for actual, n in zip(made, pictures, strict=True):
+            torch.testing.assert_close(actual, alone[n], atol=1e-4, rtol=1e-4)
+    handle.remove()

@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 from peft import LoraConfig
-from runs import finetune, row, stylize
+from runs import KillAt, KilledError, finetune, row, stylize
 
 from diffstyler.adapters import LoRAPack
+from diffstyler.backbones import StableDiffusion
+from diffstyler.cuda import Captured
 from diffstyler.diffusion.denoiser import Denoiser
 from diffstyler.diffusion.injection import CrossLoRAInjection
 from diffstyler.diffusion.inversion import Clean, invert
@@ -40,13 +42,13 @@ def distance(a: dict, b: dict) -> float:
     return ((flat[0] - flat[1]).norm() / flat[1].norm()).item()
 
 
-def made(model, device: str) -> torch.Tensor:
+def made(model, device: str, **settings) -> torch.Tensor:
     """x_0 of a picture with two regions, injected, under two random adapters, inverted first."""
     model = copy.deepcopy(model).to(device)
     pack = LoRAPack(model.network, LoraConfig(r=4, target_modules=["to_q", "to_k", "to_v", "to_out.0"]), 2)
     pack.flat.copy_(torch.randn(pack.flat.shape, generator=torch.Generator().manual_seed(3)) * 0.1)
     pack.scale.fill_(1)
-    denoiser, schedule = Denoiser(model, pack), model.sampling_schedule(5)
+    denoiser, schedule = Denoiser(model, pack, **settings), model.sampling_schedule(5)
     clean = torch.randn(4, 8, 8, generator=torch.Generator().manual_seed(0)).to(device)
     prompts = [model.encode_prompt([text]) for text in ("", "a red tree", "ugly")]
     (way,) = invert(denoiser, [Clean(clean, prompts[0], 1)], schedule)
@@ -97,3 +99,69 @@ def test_predict_runs_in_half_precisions(studio: Path, tiny_dir: Path, precision
     (picture,) = stylize(studio, tiny_dir, row(studio), precision=precision, accelerator="gpu")
     assert picture.size == (72, 64)
     assert to_tensor(picture).std() > 0.05
+
+
+@pytest.fixture
+def eagerly(monkeypatch):
+    """Calling it turns recordings off."""
+    return lambda: monkeypatch.setattr(Captured, "__call__", lambda own, inputs, kind=None: own.function(inputs))
+
+
+@pytest.mark.parametrize("tiny_dir", ["epsilon", "v_prediction"], indirect=True)
+def test_recorded_calls_give_what_eager_ones_give(tiny, eagerly):
+    recorded = made(tiny, "cuda")
+    eagerly()
+    torch.testing.assert_close(recorded, made(tiny, "cuda"), atol=1e-4, rtol=1e-4)
+
+
+def test_a_recorded_fit_gives_what_an_eager_one_gives(tiny_dir, pictures, tmp_path, eagerly):
+    settings = {"pack_size": 2, "steps": 6, "flags": {"accelerator": "gpu"}}
+    recorded = finetune(tiny_dir, tmp_path / "recorded", pictures, **settings)  # the third takes over a slot
+    eagerly()
+    eager = finetune(tiny_dir, tmp_path / "eager", pictures, **settings)
+    assert all(distance(recorded[name], eager[name]) < 1e-3 for name in eager)
+
+
+def test_half_precision_is_no_worse_recorded_than_eager(tiny_dir, eagerly):
+    def error() -> float:
+        half = made(StableDiffusion(str(tiny_dir)).load(torch.bfloat16), "cuda")
+        return (half - exact).double().norm().item()
+
+    exact = made(StableDiffusion(str(tiny_dir)).load(torch.float64), "cpu")
+    recorded = error()
+    eagerly()
+    assert recorded < 1.1 * error()
+
+
+def test_where_memory_ends_calls_are_halved_and_it_is_said_once(tiny, monkeypatch, caplog):
+    expected, predict = made(tiny, "cuda"), Denoiser._predict
+
+    def short_of_memory(denoiser, call):
+        if len(call.latents) > 3:
+            raise torch.cuda.OutOfMemoryError
+        return predict(denoiser, call)
+
+    monkeypatch.setattr(Denoiser, "_predict", short_of_memory)
+    torch.testing.assert_close(made(tiny, "cuda"), expected, atol=1e-4, rtol=1e-4)
+    assert [r.message for r in caplog.records if "memory" in r.message] == [
+        "the device's memory ends: at most 2 rows a call from now on"
+    ]
+
+
+def test_pictures_do_not_depend_on_their_batch(studio: Path, tiny_dir: Path):
+    rows = [row(studio), row(studio, style="tomato"), row(studio, style="gold", strength=0.5, id="half")]
+    alone = stylize(studio, tiny_dir, *rows, out="alone", batch_size=1, accelerator="gpu")
+    together = stylize(studio, tiny_dir, *rows, out="together", batch_size="auto", accelerator="gpu")
+    for ours, theirs in zip(together, alone, strict=True):
+        assert (to_tensor(ours) - to_tensor(theirs)).abs().mean() < 0.01
+
+
+def test_a_fit_goes_on_after_a_kill(tiny_dir, pictures, tmp_path):
+    settings = {"pack_size": 2, "steps": 6, "flags": {"accelerator": "gpu"}, "checkpoint_every": 2}
+    whole = finetune(tiny_dir, tmp_path / "whole", pictures[:2], **settings)
+    with pytest.raises(KilledError):
+        finetune(tiny_dir, tmp_path / "cut", pictures[:2], callbacks=[KillAt(5)], **settings)
+    states = sorted((tmp_path / "cut" / ".unfinished").glob("*.pt"))
+    assert [torch.load(state)["step"] for state in states] == [4, 4]
+    resumed = finetune(tiny_dir, tmp_path / "cut", pictures[:2], **settings)
+    assert all(distance(resumed[name], whole[name]) < 1e-3 for name in whole)

@@ -41,6 +41,7 @@ class RandomBackbone(Backbone):
     """A UNet of ``shape`` alone: pictures become random latents and prompts random embeddings."""
 
     size_multiple = 8
+    repeated_layers = LatentDiffusion.repeated_layers
     prediction = NoisePrediction()
     noise_levels = LatentDiffusion.noise_levels
     sampling_schedule = LatentDiffusion.sampling_schedule
