@@ -48,11 +48,11 @@ def check_fit(finetuner: LoRAFinetuner, data: FitData, trainer: lightning.Traine
         return f"{total} LoRAs of {len(data.pictures)} pictures, {done} of them are there, {total - done} to fit"
 
     def cost() -> Iterator[Finding]:
-        forecast = finetuner.forecast()
+        forecast = finetuner.sizing.forecast()
         yield _attempt("memory", lambda: _fit_memory(finetuner, forecast, device))
         steps = [job.settings.steps for job in finetuner.queue.waiting]
         mean = sum(steps) / len(steps) if steps else trainer.max_steps
-        speed, guess = _speed(device, finetuner.backbone_dtype)
+        speed, guess = _speed(device, finetuner.sizing.base_dtype)
         seconds = forecast.flops(1, finetuner.run.batch_size) * mean / speed
         left = f"; {_duration(seconds * len(steps))} for the {len(steps)} that are left" if steps else ""
         yield Finding("time", f"{_pace(seconds, 'LoRA')}{left} ({guess})")
@@ -77,7 +77,7 @@ def check_predict(stylizer: Stylizer, data: PredictData, trainer: lightning.Trai
         forecast = stylizer.forecast()
         yield _attempt("memory", lambda: _predict_memory(stylizer, forecast, device))
         pictures = len(data.triples)
-        mean = unet_rows(stylizer, data.triples) / pictures
+        mean = network_rows(stylizer, data.triples) / pictures
         speed, guess = _speed(device, stylizer.base_dtype)
         seconds = mean * forecast.row_flops / speed
         whole = _duration(seconds * pictures)
@@ -97,7 +97,7 @@ class CountedRegion:
     injection: Injection
 
 
-def unet_rows(stylizer: Stylizer, triples: Sequence[Triple]) -> int:
+def network_rows(stylizer: Stylizer, triples: Sequence[Triple]) -> int:
     """Rows through the UNet for these pictures: inversion of each content and style, sources and targets."""
     steps = stylizer.num_inference_steps
     timesteps = torch.arange(steps - 1, -1, -1) * (1000 // steps) + 1  # "leading" with offset 1, as every family has it
@@ -182,7 +182,7 @@ def _model(model: LoRAFinetuner | Stylizer) -> str:
 
 def _fit_memory(finetuner: LoRAFinetuner, forecast: FitForecast, device: torch.device) -> str:
     ceiling = _ceiling(finetuner.max_memory, device)
-    plan = plan_fit(forecast, ceiling, finetuner.run.batch_size, finetuner.slots_wanted())
+    plan = plan_fit(forecast, ceiling, finetuner.run.batch_size, finetuner.sizing.slots_wanted)
     if plan.checkpointing and finetuner.max_memory is None and not finetuner.gradient_checkpointing:
         raise ValueError(
             f"one LoRA takes {forecast.bytes(1, finetuner.run.batch_size, checkpointing=False) / GIB:.2f} GiB by "

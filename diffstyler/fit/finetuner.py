@@ -12,16 +12,12 @@ from typing import Literal, Protocol
 import lightning
 import torch
 from lightning.pytorch.callbacks import Timer
-from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities.exceptions import SIGTERMException
-from PIL import Image
-from torch.utils.tensorboard import SummaryWriter
 
 from diffstyler.adapters import FittedLoRA, LoRALibrary
 from diffstyler.backbones import Backbone, StableDiffusion
 from diffstyler.distributed import Team, ended_by_sigterm, exit_codes, part
 from diffstyler.errors import DiffstylerError
-from diffstyler.fit.bench import FitBatch, FitBench, Pace, crop_side, open_pack, slot_memory, widest
+from diffstyler.fit.bench import FitBatch, FitBench, Pace, crop_side, open_pack
 from diffstyler.fit.crops import Crops
 from diffstyler.fit.early_stop import EarlyStop
 from diffstyler.fit.job_queue import JobQueue
@@ -37,22 +33,10 @@ from diffstyler.fit.jobs import (
 )
 from diffstyler.fit.losses import DiffusionLoss, NoiseLoss
 from diffstyler.fit.progress import FitProgress
-from diffstyler.fit.slot import Slot
-from diffstyler.images import to_tensor
+from diffstyler.fit.sizing import Sizing
 from diffstyler.masking import AttentionMasker, Masker
-from diffstyler.memory.forecast import FitForecast, forecast_fit
-from diffstyler.memory.measure import WIDTHS, free_memory, widest_pack
-from diffstyler.memory.plan import GIB, plan_fit
 
 log = logging.getLogger(__name__)
-
-#: what the frozen weights are stored in, for each precision of the Trainer
-BASE_DTYPES = {
-    "32-true": torch.float32,
-    "64-true": torch.float64,
-    "bf16-mixed": torch.bfloat16,
-    "16-mixed": torch.float16,
-}
 
 #: steps between two looks at the losses where looking means waiting
 LOOK_EVERY = 16
@@ -237,8 +221,10 @@ class LoRAFinetuner(lightning.LightningModule):
     def configure_model(self) -> None:
         if self.trainer.training and not self.backbone.is_loaded and self.queue.waiting:
             if self.max_memory is not None:
-                self._keep_below(self.max_memory)
-            self.backbone.load(self.backbone_dtype)
+                plan = self.sizing.plan(self.max_memory)
+                self.gradient_checkpointing |= plan.checkpointing
+                self.most_slots = plan.slots
+            self.backbone.load(self.sizing.base_dtype)
             if self.gradient_checkpointing:
                 self.backbone.recompute_activations()
         # DistributedDataParallel would send the frozen model to every rank, and its buffers again at each step
@@ -282,17 +268,7 @@ class LoRAFinetuner(lightning.LightningModule):
         self.close()
         if not self.trainer.is_global_zero:
             return
-        dead = [code for code in exit_codes(self.trainer) if code]
-        if failures := self.queue.failed():
-            lines = "\n".join(f"  {failure.picture}: {failure.reason}" for failure in failures)
-            raise FitError(f"{len(failures)} LoRAs could not be fitted:\n{lines}\nThe others are done.")
-        if dead:
-            raise FitError(f"a rank ended with exit code {dead[0]}; the others did its work")
-        if unfinished:
-            raise FitError(
-                f"the run was ended (trainer.max_time?) with {unfinished} LoRAs to do; what was under way is kept, and "
-                "the same command goes on with it"
-            )
+        verdict(self.queue, [code for code in exit_codes(self.trainer) if code], unfinished)
 
     def close(self) -> None:
         """Keep what is under way; leave the model as it was."""
@@ -315,15 +291,16 @@ class LoRAFinetuner(lightning.LightningModule):
     def _open_bench(self, team: Team) -> FitBench:
         self.backbone.prepare(self.device)
         self.queue.order(lambda job: job.settings.steps * crop_side(job, self.backbone) ** 2)
-        jobs, dtype = list(self.queue.jobs.values()), self._adapter_dtype
-        pack = open_pack(self.backbone, self.run, jobs, self._width(team), self.device, dtype)
+        sizing = self.sizing
+        width = sizing.width(self.device, max(1, self.trainer.num_devices))
+        pack = open_pack(self.backbone, self.run, sizing.jobs, width, self.device, sizing.adapter_dtype)
         bench = FitBench(
             self.backbone,
             self.queue,
             self.run,
             pack,
             losses=self.losses,
-            watcher=self,
+            watcher=self.progress,
             team=team,
             waits=self.trainer.is_global_zero,
             exact=torch.are_deterministic_algorithms_enabled(),
@@ -337,59 +314,12 @@ class LoRAFinetuner(lightning.LightningModule):
             bench.pace = Pace()
         return bench
 
-    def _width(self, team: Team) -> int:
-        """Slots of the pack: as many as wanted, and where the memory decides, as many as fit."""
-        at_most = int(min(self.slots_wanted(team), self.most_slots))
-        if self._data.pack_size != "auto":
-            return at_most
-        jobs = list(self.queue.jobs.values())
-        memory = slot_memory(self.backbone, self.run, jobs, self.device, self._adapter_dtype)
-        return widest_pack(memory, free_memory(self.device, max(1, self.trainer.num_devices)), at_most)
-
-    def slots_wanted(self, team: Team | None = None) -> int:
-        """The pack size; where it is "auto", a rank's share of the LoRAs."""
-        jobs = len(self.queue.jobs)
-        if self._data.pack_size != "auto":
-            return max(1, min(self._data.pack_size, jobs))
-        alone = team is None or team.size == 1
-        return min(-(-jobs // self.trainer.world_size) if alone else 1, WIDTHS[-1])
-
-    def _keep_below(self, gib: float) -> None:
-        """Choose pack and gradient checkpointing so that a step takes at most so much memory; said in the log."""
-        plan = plan_fit(self.forecast(), gib * GIB, self.run.batch_size, self.slots_wanted())
-        self.gradient_checkpointing |= plan.checkpointing
-        self.most_slots = plan.slots
-        log.info("max_memory %g GiB: %s", gib, plan)
-
-    def forecast(self) -> FitForecast:
-        """What a LoRA with the largest crops costs, before anything is loaded.
-
-        Raises:
-            DiffstylerError: nothing can be forecast for this model.
-        """
-        jobs = list(self.queue.jobs.values())
-
-        def largest(resolution: int, multiple: int) -> tuple[int, int]:
-            side = max(job.settings.crops.side(resolution, multiple) for job in jobs)
-            return side, side
-
-        return forecast_fit(self.backbone, largest, self.backbone_dtype, widest(self.run, jobs).config)
-
     @property
-    def backbone_dtype(self) -> torch.dtype:
-        """Of the frozen weights, by the Trainer's precision.
-
-        Raises:
-            DiffstylerError: the fit does not know that precision.
-        """
-        precision = str(self.trainer.precision)
-        if precision not in BASE_DTYPES:
-            raise DiffstylerError(f"trainer.precision: expected one of {', '.join(BASE_DTYPES)}; got {precision}")
-        return BASE_DTYPES[precision]
-
-    @property
-    def _adapter_dtype(self) -> torch.dtype:
-        return torch.float64 if self.trainer.precision == "64-true" else torch.float32
+    def sizing(self) -> Sizing:
+        """How wide the pack is to be."""
+        jobs, size, together = list(self.queue.jobs.values()), self._data.pack_size, self._data.together is not None
+        precision, ranks = str(self.trainer.precision), self.trainer.world_size
+        return Sizing(self.backbone, self.run, jobs, precision, size, ranks, together, self.most_slots)
 
     # ---- what people see
 
@@ -398,25 +328,25 @@ class LoRAFinetuner(lightning.LightningModule):
         """The LoRAs of the data module's pictures that are there, in its order."""
         return self.queue.finished
 
-    def on_loss(self, slot: Slot, step: int, loss: float) -> None:
-        if writer := self._tensorboard():
-            writer.add_scalar(f"loss/{slot.name}", loss, step)
-
-    def on_preview(self, slot: Slot, preview: Image.Image) -> None:
-        if writer := self._tensorboard():
-            writer.add_image(f"preview/{slot.name}", to_tensor(preview) / 2 + 0.5, slot.step)
-
-    def on_wait(self) -> None:
-        self.progress.show(self)
-        if self.trainer.received_sigterm:
-            raise SIGTERMException
-
-    def _tensorboard(self) -> SummaryWriter | None:
-        return self.logger.experiment if isinstance(self.logger, TensorBoardLogger) else None
-
     @property
     def _data(self) -> PicturesToFit:
         return self.trainer.datamodule  # type: ignore[attr-defined]
+
+
+def verdict(queue: JobQueue, dead: Sequence[int], unfinished: int) -> None:
+    """Raises:
+    FitError: some LoRAs are not there: given up, left by a ``dead`` rank (exit codes), or ``unfinished``.
+    """
+    if failures := queue.failed():
+        lines = "\n".join(f"  {failure.picture}: {failure.reason}" for failure in failures)
+        raise FitError(f"{len(failures)} LoRAs could not be fitted:\n{lines}\nThe others are done.")
+    if dead:
+        raise FitError(f"a rank ended with exit code {dead[0]}; the others did its work")
+    if unfinished:
+        raise FitError(
+            f"the run was ended (trainer.max_time?) with {unfinished} LoRAs to do; what was under way is kept, and "
+            "the same command goes on with it"
+        )
 
 
 def check_flags(trainer: lightning.Trainer) -> None:

@@ -1,4 +1,4 @@
-"""One progress bar for `fit`: LoRAs done, adapter-steps, how many a second, loss, time left."""
+"""What is seen of a fit: one bar (LoRAs done, adapter-steps, how many a second, loss, time left), and TensorBoard."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import time
 from typing import Any, Protocol
 
 import lightning
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from PIL import Image
 from rich.progress import (
     BarColumn,
     Progress,
@@ -16,9 +19,12 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.text import Text
+from torch.utils.tensorboard import SummaryWriter
 
 from diffstyler.fit.bench import FitBench
 from diffstyler.fit.job_queue import JobQueue
+from diffstyler.fit.slot import Slot
+from diffstyler.images import to_tensor
 
 #: how often the first rank looks what others have finished
 NOTICE_SECONDS = 2.0
@@ -46,6 +52,27 @@ class FitProgress(lightning.Callback):
         self.progress: Progress | None = None
         self.task = TaskID(0)
         self._noticed = 0.0
+        self._fit: Any = None
+
+    def on_fit_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        self._fit = pl_module
+
+    def on_loss(self, slot: Slot, step: int, loss: float) -> None:
+        if writer := self._tensorboard():
+            writer.add_scalar(f"loss/{slot.name}", loss, step)
+
+    def on_preview(self, slot: Slot, preview: Image.Image) -> None:
+        if writer := self._tensorboard():
+            writer.add_image(f"preview/{slot.name}", to_tensor(preview) / 2 + 0.5, slot.step)
+
+    def on_wait(self) -> None:
+        self.show(self._fit)
+        if self._fit.trainer.received_sigterm:
+            raise SIGTERMException
+
+    def _tensorboard(self) -> SummaryWriter | None:
+        logger = self._fit.logger
+        return logger.experiment if isinstance(logger, TensorBoardLogger) else None
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         if pl_module.bench is None or not trainer.is_global_zero:

@@ -170,11 +170,11 @@ def _grid_of(grid: tuple[int, int], positions: int) -> tuple[int, int]:
 class AttentionRecorder:
     """Attention probabilities of the latest forward, worked out from the queries and keys of the layers.
 
-    Use it as ``with recorder.recording(): unet(…)``, then ask for :meth:`cross` or :meth:`finest_own`.
+    Use it as ``with recorder.recording(): network(…)``, then ask for :meth:`cross` or :meth:`finest_own`.
     """
 
-    def __init__(self, unet: nn.Module) -> None:
-        self.layers = {name: m for name, m in unet.named_modules() if name.endswith((".attn1", ".attn2"))}
+    def __init__(self, network: nn.Module) -> None:
+        self.layers = {name: m for name, m in network.named_modules() if name.endswith((".attn1", ".attn2"))}
         self._seen: dict[tuple[str, str], torch.Tensor] = {}
 
     @contextmanager

@@ -58,14 +58,14 @@ class FitForecast:
     """What fitting costs at one size; bytes are peaks of what is alive besides the weights.
 
     Attributes:
-        unet_bytes: of the weights.
+        network_bytes: of the weights.
         row_flops: of one row's forward.
         training: of a forward and backward with a LoRA for every row.
         checkpointed: the same with gradient checkpointing.
         lora_parameters: of one LoRA.
     """
 
-    unet_bytes: float
+    network_bytes: float
     row_flops: float
     training: Growth
     checkpointed: Growth
@@ -74,7 +74,7 @@ class FitForecast:
     def bytes(self, slots: int, batch_size: int, *, checkpointing: bool) -> float:
         """At the peak of a step of ``slots`` LoRAs; the encoders are off the device by then."""
         rows = self.checkpointed if checkpointing else self.training
-        return MARGIN * (self.unet_bytes + rows.at(slots * batch_size) + slots * STATES * self.lora_parameters)
+        return MARGIN * (self.network_bytes + rows.at(slots * batch_size) + slots * STATES * self.lora_parameters)
 
     def flops(self, steps: int, batch_size: int) -> float:
         """Of one LoRA: a training step costs 2.13 forwards, the base being frozen."""
@@ -86,14 +86,14 @@ class PredictForecast:
     """What stylizing costs at one size; bytes are peaks of what is alive besides the weights.
 
     Attributes:
-        unet_bytes, vae_bytes, text_bytes: of the weights.
+        network_bytes, vae_bytes, text_bytes: of the weights.
         row_flops: of one row's forward.
         forward: of a forward of the UNet.
         decode_bytes: of decoding one picture.
         lora_parameters: of one LoRA.
     """
 
-    unet_bytes: float
+    network_bytes: float
     vae_bytes: float
     text_bytes: float
     row_flops: float
@@ -105,7 +105,7 @@ class PredictForecast:
         """At the peak of a picture with so many rows in a UNet call, or of its decoding."""
         idle = 0.0 if offload else self.vae_bytes + self.text_bytes
         decoding = self.vae_bytes + (min(self.decode_bytes, TILE_BYTES) if tiling else self.decode_bytes)
-        resident = self.unet_bytes + styles * 4 * self.lora_parameters
+        resident = self.network_bytes + styles * 4 * self.lora_parameters
         return MARGIN * (resident + max(idle + self.forward.at(rows), idle * (not offload) + decoding))
 
 
@@ -138,8 +138,8 @@ def forecast_fit(backbone: Backbone, size: Size, dtype: torch.dtype, lora: LoraC
 def forecast_predict(backbone: Backbone, size: Size, dtype: torch.dtype, lora: LoraConfig) -> PredictForecast:
     """What stylizing with ``backbone``, not loaded, costs for pictures of one size; arguments as of a fit."""
     with _outlined(backbone, size, dtype) as (outline, latents):
-        unet, vae = (sum(p.numel() for p in part.parameters()) for part in (outline.network, outline.vae))
-        text = max(outline.source.parameter_count() - unet - vae, 0)
+        network, vae = (sum(p.numel() for p in part.parameters()) for part in (outline.network, outline.vae))
+        text = max(outline.source.parameter_count() - network - vae, 0)
         return PredictForecast(
             _network_bytes(outline, dtype),
             vae * outline.vae.dtype.itemsize,

@@ -3,7 +3,7 @@
 import pytest
 
 from diffstyler.backbones import StableDiffusion
-from diffstyler.cli.check import Finding, unet_rows
+from diffstyler.cli.check import Finding, network_rows
 from diffstyler.cli.main import main
 from diffstyler.diffusion.denoiser import Denoiser
 from diffstyler.diffusion.initial import FromContent
@@ -135,4 +135,4 @@ def test_rows_are_counted_as_they_run(studio, tiny_dirs, settings, region, monke
         rows.clear()
         stylize(studio, tiny_dirs["epsilon"], *some, out=str(len(some)), **settings)
         stylizer = Stylizer(StableDiffusion(str(tiny_dirs["epsilon"])), **{"guidance_scale": 2.0, **settings})
-        assert unet_rows(stylizer, some) == sum(rows)
+        assert network_rows(stylizer, some) == sum(rows)

@@ -34,7 +34,7 @@ def test_what_is_counted_without_data_is_what_is_there(families, family):
     backbone = FAMILIES[family](path).load()
     parts = {"unet": backbone.unet, "vae": backbone.vae, "text": torch.nn.ModuleList(backbone.text_encoders.values())}
     sizes = {name: 4 * sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
-    assert (found.unet_bytes, found.vae_bytes, found.text_bytes) == tuple(sizes.values())
+    assert (found.network_bytes, found.vae_bytes, found.text_bytes) == tuple(sizes.values())
     inputs = torch.randn(5, 4, 8, 8), torch.full((5,), 501), backbone.blank_prompt(5)
     # of the CPU's fused attention no operations are counted
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
@@ -57,7 +57,7 @@ def test_checkpointing_and_rows_cost_what_they_should(families):
 def test_a_quantized_base_is_forecast_smaller_where_it_is_quantized(families, kind, bytes_each):
     path = str(families["sd1"] / "model")
     models = (StableDiffusion(path, quantization=chosen) for chosen in (None, kind))
-    plain, small = (forecast_predict(model, square, torch.float32, LORA).unet_bytes for model in models)
+    plain, small = (forecast_predict(model, square, torch.float32, LORA).network_bytes for model in models)
     layers = quantizable(StableDiffusion(path).load().unet).values()
     assert layers
     assert plain - small == pytest.approx(sum(layer.weight.numel() for layer in layers) * (4 - bytes_each))
@@ -65,7 +65,7 @@ def test_a_quantized_base_is_forecast_smaller_where_it_is_quantized(families, ki
 
 def predicting(**changes) -> PredictForecast:
     values = {
-        "unet_bytes": 1.0 * GIB,
+        "network_bytes": 1.0 * GIB,
         "vae_bytes": 0.25 * GIB,
         "text_bytes": 0.25 * GIB,
         "row_flops": 1e12,
