@@ -112,11 +112,12 @@ def _orientation(file: Image.Image, path: Path) -> int:
         return 1
 
 
-def save_image(image: Image.Image, path: Path) -> None:
-    """Write ``image`` to ``path`` as PNG, whole or not at all."""
+def save_image(image: Image.Image, path: Path) -> str:
+    """Write ``image`` to ``path`` as PNG, whole or not at all -> the SHA-256 of the file."""
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     atomic_write(path, buffer.getvalue())
+    return hashlib.sha256(buffer.getvalue()).hexdigest()
 
 
 def picture_sha256(image: Image.Image) -> str:
