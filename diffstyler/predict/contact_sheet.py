@@ -157,17 +157,17 @@ def _shown(output_dir: Path, written: str, sha256: str) -> _Shown:
     path = Path(written)
     if not written:
         return _Shown("", "not recorded")
-    if path.suffix.lower() == ".safetensors" or path.is_dir():
-        return _Shown(path.name, "LoRA")
     try:
+        if path.suffix.lower() == ".safetensors" or path.is_dir():
+            return _Shown(path.name, "LoRA")
         thumbnail = _thumbnail(output_dir / "thumbnails", path, sha256)
         with Image.open(thumbnail) as image:
             width, height = image.size
+        src = f"thumbnails/{thumbnail.name}"
+        return _Shown(path.name, "", src, _relative(path, output_dir) if path.is_file() else src, width, height)
     except (ImageError, OSError) as error:
         _log.warning("the contact sheet cannot show a picture: %s", error)
         return _Shown(path.name, "changed since" if isinstance(error, _ChangedError) else "not readable")
-    src = f"thumbnails/{thumbnail.name}"
-    return _Shown(path.name, "", src, _relative(path, output_dir) if path.is_file() else src, width, height)
 
 
 class _ChangedError(ImageError):

@@ -247,7 +247,7 @@ def _sha256(trajectory: Trajectory) -> str:
     digest = hashlib.sha256()
     for tensor in (trajectory.timesteps, trajectory.latents):
         digest.update(f"{tensor.dtype} {tuple(tensor.shape)}:".encode())
-        digest.update(tensor.contiguous().view(torch.uint8).numpy())
+        digest.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 
