@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import logging
 import os
 import secrets
 from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # on Windows, where a file in use cannot be removed anyway
+    fcntl = None
+
+_log = logging.getLogger(__name__)
 
 
 def atomic_write(path: Path, data: bytes) -> None:
@@ -13,13 +22,28 @@ def atomic_write(path: Path, data: bytes) -> None:
     beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         with beside.open("xb") as file:
+            if fcntl is not None:
+                fcntl.flock(file, fcntl.LOCK_EX)  # somebody is at work on it, see sweep
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        beside.replace(path)
+            beside.replace(path)
     except BaseException:
         beside.unlink(missing_ok=True)
         raise
+
+
+def sweep(folder: Path) -> None:
+    """Remove what :func:`atomic_write` left in this folder where it was killed, and nothing that is being written."""
+    for path in folder.glob(".*.tmp") if folder.is_dir() else ():
+        try:
+            with path.open("rb") as file:
+                if fcntl is not None:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    path.unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
+        except OSError:
+            continue  # in use, or another sweep was faster
 
 
 def file_sha256(path: Path) -> str:
@@ -29,3 +53,35 @@ def file_sha256(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def read_json(path: Path) -> dict:
+    """The JSON object in a file.
+
+    Raises:
+        ValueError: it holds something else.
+        OSError: it cannot be read.
+    """
+    try:
+        value = json.loads(path.read_bytes())
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"expected a JSON object, got {type(value).__name__}")
+    return value
+
+
+def read_json_lines(path: Path) -> list[dict]:
+    """The JSON objects of a file, one a line; none where there is no file. Lines that hold something else are left
+    out, with a warning."""
+    objects = []
+    for number, line in enumerate(path.read_bytes().split(b"\n") if path.is_file() else (), start=1):
+        try:
+            value = json.loads(line) if line.strip() else None
+        except (ValueError, RecursionError):
+            value = line
+        if isinstance(value, dict):
+            objects.append(value)
+        elif line.strip():
+            _log.warning("%s line %d is damaged: expected a JSON object; left out", path, number)
+    return objects

@@ -6,21 +6,33 @@ import hashlib
 import io
 import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
+from diffstyler.errors import DiffstylerError
 from diffstyler.files import atomic_write
 
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF")
 MAX_ASPECT = 4  # beyond it the models repeat their subject along the long side
 _EXPECTED = f"expected a picture ({', '.join(FORMATS[:-1])} or {FORMATS[-1]})"
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # EXIF orientation -> what makes it upright
 _log = logging.getLogger(__name__)
 
 
-class ImageError(ValueError):
+class ImageError(DiffstylerError):
     """A picture that cannot be used; the text says which one, what was expected, and what to do."""
 
 
@@ -33,13 +45,49 @@ def load_image(path: Path) -> Image.Image:
     Raises:
         ImageError: where the file is missing, empty, truncated, too large, or not one of ``FORMATS``.
     """
+    with opened(path) as picture:
+        return _on_white(eight_bit(picture))
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Image.Image]:
+    """The first frame of a picture file, upright, in the file's own mode; what is wrong with it becomes an ImageError.
+
+    EXIF data that cannot be read are left out, with a warning.
+
+    Raises:
+        ImageError: as of :func:`load_image`; whatever is raised inside, too, is a fault of the file.
+    """
+    with _faults_told(path), Image.open(path, formats=FORMATS) as file:
+        frames = 1 if file.format == "MPO" else getattr(file, "n_frames", 1)  # MPO: a photo and its previews
+        file.load()
+        turn = _TURNS.get(_orientation(file, path))
+        yield file if turn is None else file.transpose(turn)
+    if frames > 1:
+        _log.warning("%s has %d frames; only the first one is used", path, frames)
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """(width, height) of the upright picture, by its header alone.
+
+    Raises:
+        ImageError: where the file is missing, or its header cannot be read.
+    """
+    with _faults_told(path), Image.open(path, formats=FORMATS) as file:
+        is_turned = file.format != "TIFF" and _orientation(file, path) >= 5  # Pillow turns TIFF by itself
+        return (file.height, file.width) if is_turned else file.size
+
+
+@contextmanager
+def _faults_told(path: Path) -> Iterator[None]:
     try:
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise ImageError(f"{path}: {_EXPECTED}, got a pipe or device; name a file")
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path, formats=FORMATS) as file:
-                frames = 1 if file.format == "MPO" else getattr(file, "n_frames", 1)  # MPO: a photo and its previews
-                file.load()
-                image = _on_white(_eight_bit(ImageOps.exif_transpose(file)))
+            yield
+    except DiffstylerError:
+        raise
     except FileNotFoundError as error:
         raise ImageError(f"{path}: {_EXPECTED}, found no such file; check the path") from error
     except IsADirectoryError as error:
@@ -53,30 +101,23 @@ def load_image(path: Path) -> Image.Image:
     except Exception as error:  # the decoders raise all kinds of errors on broken files
         cure = "save it again as 8-bit PNG or JPEG"
         raise ImageError(f"{path}: expected a complete picture, but reading it failed ({error}); {cure}") from error
-    if frames > 1:
-        _log.warning("%s has %d frames; only the first one is used", path, frames)
-    return image
 
 
-def image_size(path: Path) -> tuple[int, int]:
-    """(width, height) of the upright picture, by its header alone.
-
-    Raises:
-        ImageError: where the file is missing, or its header cannot be read.
-    """
+def _orientation(file: Image.Image, path: Path) -> int:
+    """1 … 8 as EXIF counts them; 1 is upright."""
     try:
-        with Image.open(path, formats=FORMATS) as file:
-            turned = file.getexif().get(ExifTags.Base.Orientation, 1) >= 5
-            return (file.height, file.width) if turned else file.size
-    except (OSError, Image.DecompressionBombError) as error:
-        raise ImageError(f"{path}: {_EXPECTED}, but its header cannot be read ({error})") from error
+        return int(file.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception as error:  # as of the decoders
+        _log.warning("%s: its EXIF data cannot be read (%s); taken as upright", path, error)
+        return 1
 
 
-def save_image(image: Image.Image, path: Path) -> None:
-    """Write ``image`` to ``path`` as PNG, whole or not at all."""
+def save_image(image: Image.Image, path: Path) -> str:
+    """Write ``image`` to ``path`` as PNG, whole or not at all -> the SHA-256 of the file."""
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     atomic_write(path, buffer.getvalue())
+    return hashlib.sha256(buffer.getvalue()).hexdigest()
 
 
 def picture_sha256(image: Image.Image) -> str:
@@ -109,6 +150,16 @@ def to_image(pixels: torch.Tensor, size: tuple[int, int] | None = None) -> Image
     return _resized(Image.fromarray(levels.permute(1, 2, 0).cpu().contiguous().numpy()), size)
 
 
+def eight_bit(image: Image.Image) -> Image.Image:
+    """16-bit gray scaled to 8 bits (Pillow's own conversion would clip it); other modes as they are."""
+    if not image.mode.startswith(("I", "F")):
+        return image
+    levels = np.asarray(image)
+    if image.mode == "F" or levels.min() < 0 or levels.max() > 65535:
+        raise ValueError(f"pixels of mode {image.mode!r} have no known white")
+    return Image.fromarray((levels / 257).round().astype(np.uint8))
+
+
 def fit_size(width_height: tuple[int, int], resolution: int, multiple: int) -> tuple[int, int]:
     """The (height, width) to work in: short side about ``resolution``, both sides multiples of ``multiple``.
 
@@ -127,16 +178,6 @@ def fit_size(width_height: tuple[int, int], resolution: int, multiple: int) -> t
     fitted_short = max(1, _rounded(resolution, multiple)) * multiple
     fitted_long = max(1, _rounded(fitted_short * long, short * multiple)) * multiple
     return (fitted_long, fitted_short) if height > width else (fitted_short, fitted_long)
-
-
-def _eight_bit(image: Image.Image) -> Image.Image:
-    """16-bit gray scaled to 8 bits (Pillow's own conversion would clip it); other modes as they are."""
-    if not image.mode.startswith(("I", "F")):
-        return image
-    levels = np.asarray(image)
-    if image.mode == "F" or levels.min() < 0 or levels.max() > 65535:
-        raise ValueError(f"pixels of mode {image.mode!r} have no known white")
-    return Image.fromarray((levels / 257).round().astype(np.uint8))
 
 
 def _on_white(image: Image.Image) -> Image.Image:

@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import re
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Annotated
 
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError, safe_open
+
+from diffstyler.adapters.files import lora_files
 from diffstyler.errors import DiffstylerError
+from diffstyler.files import read_json, sweep
+
+log = logging.getLogger(__name__)
 
 RECORD_NAME = "diffstyler.json"
 
@@ -67,26 +76,25 @@ class LoRALibrary:
 
     def entries(self) -> list[FittedLoRA]:
         """All finished LoRAs, by folder name."""
-        return [read_record(file.parent) for file in sorted(self.lora_dir.glob(f"*/{RECORD_NAME}"))]
+        return [entry for file in sorted(self.lora_dir.glob(f"*/{RECORD_NAME}")) if (entry := _whole(file.parent))]
 
     def get(self, identity: LoRAIdentity) -> FittedLoRA | None:
         """The LoRA with exactly this identity (under whatever picture name), or None."""
-        for file in sorted(self.lora_dir.glob(f"*-{identity.key[:12]}/{RECORD_NAME}")):
-            entry = read_record(file.parent)
-            if entry.identity.key == identity.key:
-                return entry
-        return None
+        return self.find([identity]).get(identity.key)
 
     def find(self, identities: Sequence[LoRAIdentity]) -> dict[str, FittedLoRA]:
         """Those of these LoRAs that are there, by key; the folder is listed once."""
         folders: dict[str, list[Path]] = {}
-        for file in self.lora_dir.glob(f"*/{RECORD_NAME}"):
-            folders.setdefault(file.parent.name.rpartition("-")[2], []).append(file.parent)
+        beginnings = {identity.key[:12] for identity in identities}
+        pattern = f"*-{identities[0].key[:12]}" if len(identities) == 1 else "*"
+        for file in sorted(self.lora_dir.glob(f"{pattern}/{RECORD_NAME}")):
+            if (beginning := file.parent.name.rpartition("-")[2]) in beginnings:
+                folders.setdefault(beginning, []).append(file.parent)
         found = {}
         for identity in identities:
-            for folder in sorted(folders.get(identity.key[:12], ())):
-                entry = read_record(folder)
-                if entry.identity.key == identity.key:
+            for folder in folders.get(identity.key[:12], ()):
+                entry = _whole(folder)
+                if entry is not None and entry.identity.key == identity.key:
                     found[identity.key] = entry
         return found
 
@@ -119,12 +127,19 @@ class LoRALibrary:
         for file in partial.iterdir():
             with file.open("rb") as opened:
                 os.fsync(opened.fileno())
-        if folder.is_dir():  # another process was faster; equal identity means equal weights
+        there = self.get(identity)
+        if there:  # another process was faster; equal identity means equal weights
             shutil.rmtree(partial)
         else:
+            shutil.rmtree(folder, ignore_errors=True)  # what is not whole
             partial.replace(folder)
         self.forget_state(identity)
-        return FittedLoRA(folder, identity, tuple(history), steps_taken)
+        return there or FittedLoRA(folder, identity, tuple(history), steps_taken)
+
+    def sweep(self) -> None:
+        """Remove what killed processes left of files that they wrote."""
+        sweep(self.lora_dir)
+        sweep(self.lora_dir / ".unfinished")
 
     def forget_state(self, identity: LoRAIdentity) -> None:
         """Remove the unfinished LoRA's state, and what a process left that was killed while it wrote one."""
@@ -139,11 +154,38 @@ def read_record(folder: Path) -> FittedLoRA:
     Raises:
         DiffstylerError: the record is damaged.
     """
+    path = folder / RECORD_NAME
     try:
-        fields = dict(json.loads((folder / RECORD_NAME).read_text()))
-        history, steps_taken = tuple(fields.pop("history", ())), fields.pop("steps_taken", None)
-        return FittedLoRA(folder, LoRAIdentity(**fields), history, steps_taken)
-    except (ValueError, TypeError) as error:
-        raise DiffstylerError(
-            f"{folder / RECORD_NAME} is damaged ({error}); delete the folder and fit again"
-        ) from error
+        record = _Record.model_validate(read_json(path))
+    except (ValueError, OSError) as error:
+        reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
+        raise DiffstylerError(f"{path} is damaged ({reason}); delete the folder and fit again") from error
+    identity = LoRAIdentity(**{field.name: getattr(record, field.name) for field in fields(LoRAIdentity)})
+    return FittedLoRA(folder, identity, record.history, record.steps_taken)
+
+
+class _Record(BaseModel):
+    """What ``diffstyler.json`` holds."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    role: str
+    name: str
+    picture: str
+    model: str
+    settings: dict
+    history: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    steps_taken: int | None = None
+
+
+def _whole(folder: Path) -> FittedLoRA | None:
+    """What a folder of the library holds; None, with a warning, where its record or its weights are damaged."""
+    try:
+        entry = read_record(folder)
+        for file in lora_files(folder).values():
+            with safe_open(file, "pt"):
+                pass
+    except (DiffstylerError, SafetensorError) as error:
+        log.warning("%s is no whole LoRA, and not used: %s", folder, error)
+        return None
+    return entry

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import inspect
 import json
 import logging
 import math
@@ -16,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline, SchedulerMixin, UNet2DConditionModel
 from torch import nn
 from transformers import CLIPTokenizer
 
@@ -119,6 +120,8 @@ class LatentDiffusion(Backbone):
 
     def check(self) -> None:
         self.source.check(self.pipeline.__name__)
+        if (scheduler := self.source.scheduler()) is not None:
+            self._check_schedule(scheduler)
 
     def save_memory(self, *, vae_tiling: bool, offload: bool) -> None:
         self.vae_tiling |= vae_tiling
@@ -261,18 +264,28 @@ class LatentDiffusion(Backbone):
 
     def _set_up_schedule(self, scheduler: DDIMScheduler) -> None:
         """DDIM on the model's own noise levels, "leading" with offset 1, whatever sampler it was saved with."""
+        self._check_schedule(scheduler)
         self.scheduler = DDIMScheduler.from_config(
             scheduler.config, clip_sample=False, set_alpha_to_one=False, steps_offset=1, timestep_spacing="leading"
         )
-        kind = self.scheduler.config["prediction_type"]
-        if kind not in PREDICTIONS:
-            raise DiffstylerError(f"model '{self.model}' predicts {kind}; expected {' or '.join(PREDICTIONS)}")
-        self.prediction = PREDICTIONS[kind]
+        self.prediction = PREDICTIONS[self.scheduler.config["prediction_type"]]
         self.alphas_cumprod = self.scheduler.alphas_cumprod.double()
         self.num_train_timesteps = len(self.alphas_cumprod)
         notes = self.source.path / NOTES_NAME
         if notes.is_file():
             self.mask_minimum = json.loads(notes.read_text())["mask_minimum"]
+
+    def _check_schedule(self, scheduler: SchedulerMixin) -> None:
+        """Raises:
+        DiffstylerError: the network predicts neither ε nor v, or its noise levels are not those of a diffusion.
+        """
+        kind, known = scheduler.config.get("prediction_type"), inspect.signature(type(scheduler).__init__).parameters
+        if "beta_start" not in known or scheduler.config.get("use_flow_sigmas"):
+            raise DiffstylerError(
+                f"model '{self.model}' has the noise levels of {type(scheduler).__name__}; expected betas, as DDIM has"
+            )
+        if kind not in PREDICTIONS:
+            raise DiffstylerError(f"model '{self.model}' predicts {kind}; expected {' or '.join(PREDICTIONS)}")
 
     def _set_up_memory(self, dtype: torch.dtype) -> None:
         if self.quantization is not None:

@@ -1,7 +1,7 @@
 """Where a model's weights are: a name in, checked files on this machine, their hash and diffusers' parts out."""
 
 # diffusers annotates few of its return types
-# pyright: reportArgumentType=false, reportAttributeAccessIssue=false
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportReturnType=false
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+import diffusers
 import torch
-from diffusers import AutoencoderKL, DiffusionPipeline
+from diffusers import AutoencoderKL, DiffusionPipeline, SchedulerMixin
 from diffusers.utils import logging as diffusers_logging
 from safetensors import SafetensorError, safe_open
 from torch import nn
@@ -157,6 +158,21 @@ class ModelSource:
             return AutoencoderKL.from_pretrained(
                 path, dtype=dtype, variant=self.variant, use_safetensors=not self.allow_pickle or None, **inner
             )
+
+    def scheduler(self) -> SchedulerMixin | None:
+        """Of a directory; a single file tells its own only when it is loaded.
+
+        Raises:
+            DiffstylerError: it is not there, or diffusers does not know it.
+        """
+        if not self.path.is_dir():
+            return None
+        name = self._index(self.path).get("scheduler", [None, ""])[1]
+        kind = getattr(diffusers, str(name), None)
+        if not (inspect.isclass(kind) and issubclass(kind, SchedulerMixin)):
+            raise DiffstylerError(f"model '{self.model}': expected a scheduler that diffusers knows, got {name!r}")
+        with _quietly(), self._explained():
+            return kind.from_pretrained(self.path, subfolder="scheduler", local_files_only=True)
 
     def _check_parts(self, folder: Path) -> None:
         for part in ("unet", "vae", *(name for name in self._index(folder) if name.startswith("text_encoder"))):

@@ -429,6 +429,7 @@ class FitBench:
         state = self.queue.library.state_file(job.identity)
         if state.is_file():
             slot.restore(state)
+        if slot.step:
             log.info("%s goes on from step %d", job.identity.name, slot.step)
         return slot
 

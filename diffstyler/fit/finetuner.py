@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import secrets
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -87,6 +88,7 @@ class CloseBench(lightning.Callback):
         exception: BaseException,
     ) -> None:
         pl_module.close()
+        pl_module.queue.failures.end()
 
 
 class LoRAFinetuner(lightning.LightningModule):
@@ -239,8 +241,12 @@ class LoRAFinetuner(lightning.LightningModule):
         return []
 
     def on_fit_start(self) -> None:
+        failures = self.queue.failures
+        run = self.trainer.strategy.broadcast(secrets.token_hex(8))
         if self.trainer.is_global_zero:
-            self.queue.failures.clear({job.settings.role for job in self.queue.jobs.values()})
+            failures.begin(run, {job.settings.role for job in self.queue.jobs.values()})
+            self.library.sweep()
+        failures.run = run
         team = Team(self.trainer.global_rank, self.trainer.world_size) if self._data.together else Team()
         if self._data.together is None:
             part(self.trainer)
@@ -337,7 +343,9 @@ def verdict(queue: JobQueue, dead: Sequence[int], unfinished: int) -> None:
     """Raises:
     FitError: some LoRAs are not there: given up, left by a ``dead`` rank (exit codes), or ``unfinished``.
     """
-    if failures := queue.failed():
+    failures = queue.failed()
+    queue.failures.end()
+    if failures:
         lines = "\n".join(f"  {failure.picture}: {failure.reason}" for failure in failures)
         raise FitError(f"{len(failures)} LoRAs could not be fitted:\n{lines}\nThe others are done.")
     if dead:

@@ -7,52 +7,96 @@ the job; nothing else is exchanged between processes, ranks or nodes (which must
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from diffstyler.adapters import FittedLoRA, LoRALibrary
-from diffstyler.files import atomic_write
+from diffstyler.files import atomic_write, read_json_lines
 from diffstyler.fit.jobs import FitJob
+
+log = logging.getLogger(__name__)
 
 FAILURES_NAME = "failures.jsonl"
 
 
 @dataclass(frozen=True)
 class Failure:
-    """A LoRA that could not be fitted: the ``key`` of its identity, its role and picture, and why."""
+    """A LoRA that could not be fitted: the ``key`` of its identity, its role and picture, why, and in which run."""
 
     key: str
     role: str
     picture: str
     reason: str
+    run: str = ""
 
 
 class FailureLog:
-    """``failures.jsonl`` of a library: one line for each LoRA that could not be fitted; absent when there is none."""
+    """``failures.jsonl`` of a library: one line for each LoRA that a run could not fit; absent when there is none.
+
+    A run's lines are its own: no other run removes them while it goes on.
+    """
 
     def __init__(self, lora_dir: Path) -> None:
         self.path = lora_dir / FAILURES_NAME
-        self._lock = lora_dir / ".unfinished" / "failures.lock"
+        self.run = ""
+        self._folder = lora_dir / ".unfinished"
+        self._alive: FileLock | None = None
+
+    def begin(self, run: str, roles: set[str]) -> None:
+        """Lead a run: what failed over pictures of these roles in runs that have ended is forgotten."""
+        self.end()
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self.run, self._alive = run, FileLock(self._file(run))
+        self._alive.acquire()
+        going_on = {file.stem for file in self._folder.glob("run-*.lock") if not self._sweep(file)}
+        if self.path.is_file():
+            self._rewrite(lambda old: [f for f in old if f.role not in roles or self._file(f.run).stem in going_on])
+
+    def end(self) -> None:
+        """The run is over, and has told its failures."""
+        if self._alive is not None:
+            self._file(self.run).unlink(missing_ok=True)
+            self._alive.release()
+        self._alive = None
 
     def read(self) -> list[Failure]:
-        if not self.path.is_file():
-            return []
-        return [Failure(**json.loads(line)) for line in self.path.read_text(encoding="utf-8").splitlines()]
+        """Of all runs; lines that are none are left out, with a warning."""
+        failures = []
+        for line in read_json_lines(self.path):
+            if {"key", "role", "picture", "reason"} <= line.keys() and all(isinstance(v, str) for v in line.values()):
+                failures.append(Failure(**{field.name: line.get(field.name, "") for field in fields(Failure)}))
+            else:
+                log.warning("%s: a line is damaged: expected a LoRA that failed; left out", self.path)
+        return failures
+
+    def of_this_run(self) -> list[Failure]:
+        return [failure for failure in self.read() if failure.run == self.run]
 
     def add(self, failure: Failure) -> None:
-        self._rewrite(lambda failures: [*(f for f in failures if f.key != failure.key), failure])
+        """In place of what this run said of the same LoRA before."""
+        own = replace(failure, run=self.run)
+        self._rewrite(lambda old: [*(f for f in old if (f.key, f.run) != (own.key, own.run)), own])
 
-    def clear(self, roles: set[str]) -> None:
-        """Forget what failed in earlier runs over pictures of these roles."""
-        if self.path.is_file():
-            self._rewrite(lambda failures: [f for f in failures if f.role not in roles])
+    def _file(self, run: str) -> Path:
+        """What the leader of a run keeps locked as long as it goes on."""
+        return self._folder / f"run-{run}.lock"
+
+    def _sweep(self, file: Path) -> bool:
+        """Whether the run has ended."""
+        try:
+            with FileLock(file).acquire(blocking=False):
+                file.unlink(missing_ok=True)
+        except Timeout:
+            return False
+        return True
 
     def _rewrite(self, change: Callable[[list[Failure]], list[Failure]]) -> None:
-        self._lock.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(self._lock):
+        self._folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(self._folder / "failures.lock"):
             lines = [json.dumps(asdict(failure), ensure_ascii=False) + "\n" for failure in change(self.read())]
             if lines:
                 atomic_write(self.path, "".join(lines).encode())
@@ -135,7 +179,7 @@ class JobQueue:
 
     def failed(self) -> list[Failure]:
         """The jobs of this run that were given up, whoever tried them."""
-        return [failure for failure in self.failures.read() if failure.key in self.jobs]
+        return [failure for failure in self.failures.of_this_run() if failure.key in self.jobs]
 
     def close(self) -> None:
         """Leave what is claimed and not finished to others."""
@@ -152,4 +196,4 @@ class JobQueue:
         """Whether another process finished or failed the job; only asked under its lock."""
         if entry := self.library.get(job.identity):
             self._finished[job.identity.key] = entry
-        return entry is not None or any(failure.key == job.identity.key for failure in self.failures.read())
+        return entry is not None or any(f.key == job.identity.key for f in self.failures.of_this_run())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import io
 import logging
@@ -168,6 +169,7 @@ class Slot:
         """Write everything that the next step depends on, atomically."""
         buffer = io.BytesIO()
         state = {
+            "key": self.job.identity.key,
             "weights": self.weights.detach().cpu(),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
@@ -182,19 +184,30 @@ class Slot:
         atomic_write(path, buffer.getvalue())
 
     def restore(self, path: Path) -> None:
-        """Go on where :meth:`save` left off."""
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        """Go on where :meth:`save` left off; a file that is not this LoRA's state is left aside, with a warning."""
+        begun = copy.deepcopy((self.optimizer.state_dict(), self.scheduler.state_dict()))
+        try:
+            self._restore(torch.load(path, map_location="cpu", weights_only=True))
+        except Exception as error:  # pickles raise all kinds of errors on damaged files
+            reason = str(error).strip().split("\n")[0] or type(error).__name__
+            log.warning("%s: the saved state of %s cannot be used (%s); it starts again", path, self.name, reason)
+            self.optimizer.load_state_dict(begun[0])
+            self.scheduler.load_state_dict(begun[1])
+
+    def _restore(self, state: dict) -> None:
+        if state["key"] != self.job.identity.key:
+            raise DiffstylerError("it is of another LoRA")
         if state["weights"].shape != self.weights.shape:
-            log.warning("%s was saved in a pack of another rank; it starts again", self.job.identity.name)
-            return
-        self.weights.data.copy_(state["weights"])
+            raise DiffstylerError("it was saved in a pack of another rank")
+        told = {name: state[name] for name in ("step", "losses", "held_out", "history")}
+        value, good_steps = state["loss_scale"]
         for saved, own in zip(state["optimizer"]["param_groups"], self.optimizer.param_groups, strict=True):
             saved.update({name: own[name] for name in ("fused", "foreach") if name in own})  # as the device wants it
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
-        self.loss_scale.value, self.loss_scale.good_steps = state["loss_scale"]
-        self.step, self.losses, self.history = state["step"], state["losses"], state["history"]
-        self.held_out = state["held_out"]
+        self.weights.data.copy_(state["weights"])
+        self.loss_scale.value, self.loss_scale.good_steps = value, good_steps
+        vars(self).update(told)
 
     def close(self) -> None:
         """Leave the row empty for the next LoRA."""

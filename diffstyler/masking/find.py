@@ -11,8 +11,9 @@ from PIL import Image
 from scipy import ndimage
 
 from diffstyler.errors import DiffstylerError
-from diffstyler.images import ImageError, image_size, load_image
+from diffstyler.images import ImageError, image_size
 from diffstyler.masking.base import Masker, NothingFoundError
+from diffstyler.masking.mask_file import read_mask
 from diffstyler.masking.prompt import (
     Background,
     Box,
@@ -99,11 +100,11 @@ def check_prompt(prompt: MaskPrompt, content: Path) -> None:
                     raise DiffstylerError(f"mask '{node}': expected {name} within the picture's {side} pixels")
         if isinstance(node, File):
             try:
-                mask = load_image(node.path)
-            except ImageError as error:
+                height, width = read_mask(node.path, node.value).shape
+            except DiffstylerError as error:
                 raise DiffstylerError(f"mask '{node}': {error}") from error
-            if mask.size != size:
-                theirs, ours = (f"{w} x {h}" for w, h in (mask.size, size))
+            if (width, height) != size:
+                theirs, ours = (f"{w} x {h}" for w, h in ((width, height), size))
                 raise DiffstylerError(f"mask '{node}': expected {ours} pixels like the content, got {theirs}")
 
 
@@ -132,7 +133,7 @@ def _mask(masker: Masker, picture: Image.Image, prompt: MaskPrompt, background: 
     if isinstance(prompt, Background):
         return background
     if isinstance(prompt, File):
-        return torch.from_numpy(np.asarray(load_image(prompt.path).convert("L"), np.float32) / 255)
+        return torch.from_numpy(read_mask(prompt.path, prompt.value))
     if isinstance(prompt, Text):
         return masker.find_text(picture, prompt.phrase)
     if isinstance(prompt, Points):

@@ -10,6 +10,9 @@ from typing import ClassVar
 
 _NEEDS_QUOTES = re.compile(r'["+()\[\]\\:]|(?:^|\s)-(?:\s|$)|^\s|\s$|^$')
 
+#: what may follow the path of a mask file that is not in quotes
+UNQUOTED_LABEL = re.compile(r"\s+value\s+(\d{1,10})$", re.IGNORECASE)
+
 
 class MaskPrompt:
     """A node of a mask prompt. ``str()`` gives its canonical text, which parses to an equal tree."""
@@ -89,13 +92,14 @@ class Box(MaskPrompt):
 
 @dataclass(frozen=True)
 class File(MaskPrompt):
-    """A mask picture: white = in, black = out, grays between."""
+    """A mask picture, see :func:`diffstyler.masking.mask_file.read_mask`; ``value``: of labels, the one that is in."""
 
     path: Path
+    value: int | None = None
 
     def __str__(self) -> str:
-        text = str(self.path)
-        return f"file: {_quoted(text) if _NEEDS_QUOTES.search(text) else text}"
+        text, label = str(self.path), "" if self.value is None else f" value {self.value}"
+        return f"file: {_quoted(text) if _NEEDS_QUOTES.search(text) or UNQUOTED_LABEL.search(text) else text}{label}"
 
 
 @dataclass(frozen=True)
@@ -145,7 +149,7 @@ class Edit(MaskPrompt):
 def with_files_from(prompt: MaskPrompt, folder: Path) -> MaskPrompt:
     """The same prompt with the relative paths in it taken from ``folder``."""
     if isinstance(prompt, File):
-        return File(folder / prompt.path)
+        return replace(prompt, path=folder / prompt.path)
     changed = {
         name: with_files_from(child, folder) for name, child in vars(prompt).items() if isinstance(child, MaskPrompt)
     }

@@ -9,7 +9,7 @@
     atom       = "everything" | "background"
                | "point:" x,y { x,y } [ "not" x,y { x,y } ]
                | "box:" x0,y0,x1,y1
-               | "file:" path
+               | "file:" path [ "value" label ]
                | words, or "words in quotes"          a text prompt; "text:" before it is allowed
 
 A minus has spaces around it, so that ``half-timbered house`` is text. Integers are pixels of the upright picture,
@@ -23,6 +23,7 @@ from pathlib import Path
 
 from diffstyler.errors import DiffstylerError, did_you_mean
 from diffstyler.masking.prompt import (
+    UNQUOTED_LABEL,
     Background,
     Box,
     Coordinate,
@@ -44,6 +45,7 @@ MAX_PIXELS = 10_000  # of an edit: more is a slip of the finger
 MAX_PARTS = 100  # all that walk the tree are recursive
 _KIND = re.compile(r"([A-Za-z_]+)\s*:")
 _NUMBER = re.compile(r"\d+\.\d*|\.\d+|\d+")
+_LABEL = re.compile(r"value\s+(\d{1,10})(?![^\s()\[\]])", re.IGNORECASE)
 _QUOTED = re.compile(r'"((?:[^"\\]|\\.)*)"')
 
 
@@ -142,7 +144,7 @@ class _Parser:
                 raise self.error(f"expected {expected}{did_you_mean(name, KINDS)}", start)
             if name in {"point", "box"}:
                 return self.points() if name == "point" else self.box()
-            return Text(self.words("a phrase")) if name == "text" else File(Path(self.words("a path")))
+            return Text(self.words("a phrase")) if name == "text" else self.file()
         quoted = self.peek() == '"'
         phrase = self.words("a phrase, 'point:', 'box:', 'file:', 'everything' or 'background'")
         if not quoted and phrase.lower() in {"everything", "background"}:
@@ -165,6 +167,14 @@ class _Parser:
             raise self.error(f"expected {expected}", start)
         self.skip()
         return text.strip()
+
+    def file(self) -> File:
+        quoted, path = self.peek() == '"', self.words("a path")
+        if quoted:
+            label = self.match(_LABEL)
+        elif label := UNQUOTED_LABEL.search(path):
+            path = path[: label.start()]
+        return File(Path(path), int(label[1]) if label else None)
 
     def points(self) -> Points:
         positive = self.some_points()

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import functools
 import io
-import json
 import logging
 import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 from urllib.parse import quote
 
 import jinja2
 from PIL import Image
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
-from diffstyler.files import atomic_write, file_sha256
+from diffstyler.files import atomic_write, file_sha256, read_json
 from diffstyler.images import ImageError, load_image, picture_sha256
 
 THUMBNAIL_SIDE = 512  # pixels
+MOST_SHOWN = 1e15  # numbers above it are no settings
 
 
 _log = logging.getLogger(__name__)
@@ -31,17 +33,17 @@ def write_sheet(output_dir: Path) -> Path:
     The page needs nothing from the network and links relatively, so that the folder can be moved or zipped: content
     and styles, which lie elsewhere, are then still shown by their thumbnails. Those go to ``output_dir/thumbnails``,
     named by the hash of the picture, and are written once. A content picture that cannot be read, or that is no
-    longer the one of the sidecar, is replaced by a line of text. Sidecars that are not JSON are skipped with a warning.
+    longer the one of the sidecar, is replaced by a line of text. What is no sidecar of ours is skipped with a warning.
     """
     thumbnails = output_dir / "thumbnails"
     thumbnails.mkdir(parents=True, exist_ok=True)
     show = functools.cache(functools.partial(_shown, output_dir))
-    rows = [_row(output_dir, sidecar, show) for sidecar in _sidecars(output_dir)]
+    rows = [_row(output_dir, picture, sidecar, show) for picture, sidecar in _sidecars(output_dir)]
     page = _TEMPLATES.get_template("contact_sheet.html.j2").render(
         title=output_dir.resolve().name, rows=rows, seconds=sum(row.seconds for row in rows)
     )
     path = output_dir / "index.html"
-    atomic_write(path, page.encode())
+    atomic_write(path, page.encode(errors="replace"))
     return path
 
 
@@ -79,44 +81,74 @@ class _RowView:
 _Show = Callable[[str, str], _Shown]
 
 
-def _sidecars(output_dir: Path) -> list[dict]:
-    """Those JSON files of the folder that lie beside a picture, by name."""
+Word = Annotated[str, Field(pattern=r"^[^\x00]*$")]
+
+
+class _Picture(BaseModel):
+    path: Word | None = None
+    sha256: Word | None = None
+
+
+class _Region(BaseModel):
+    model_config = ConfigDict(extra="allow")
+
+    style: _Picture = _Picture()
+    lora: _Picture = _Picture()
+    mask: Word | None = None
+    mask_file: Word | None = None
+    prompt: Word | None = None
+
+
+class _Sidecar(BaseModel):
+    """What the page shows of a sidecar; the rest of it is not looked at."""
+
+    id: Word
+    content: _Picture | None = None
+    regions: list[_Region] = []
+    settings: dict[str, JsonValue] = {}
+    seed: int | None = None
+    seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    versions: dict[str, Word] = {}
+
+
+def _sidecars(output_dir: Path) -> list[tuple[Path, _Sidecar]]:
+    """Those JSON files of the folder that lie beside a picture, by name, and these pictures."""
     sidecars = []
     for path in sorted(output_dir.glob("*.json")):
-        if not path.with_suffix(".png").is_file():
+        picture = path.with_suffix(".png")
+        if not picture.is_file():
             continue
         try:
-            sidecar = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            _log.warning("%s: expected the JSON sidecar of a picture; left out of the contact sheet (%s)", path, error)
-            continue
-        sidecars.append({"id": path.stem, "result": path.with_suffix(".png").name, **_dict(sidecar)})
+            sidecars.append((picture, _Sidecar.model_validate(read_json(path))))
+        except (ValueError, OSError) as error:
+            reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
+            _log.warning("%s: expected the JSON sidecar of a picture; left out of the contact sheet (%s)", path, reason)
     return sidecars
 
 
-def _row(output_dir: Path, sidecar: dict, show: _Show) -> _RowView:
-    content, seconds = _dict(sidecar.get("content")), sidecar.get("seconds") or 0
-    settings = {"seed": sidecar.get("seed"), **_dict(sidecar.get("settings")), "seconds": round(seconds, 1) or None}
-    versions = {f"{name} version": version for name, version in _dict(sidecar.get("versions")).items()}
+def _row(output_dir: Path, picture: Path, sidecar: _Sidecar, show: _Show) -> _RowView:
+    content, seconds = sidecar.content or _Picture(), sidecar.seconds or 0
+    settings = {"seed": sidecar.seed, **sidecar.settings, "seconds": round(seconds, 1) or None}
+    versions = {f"{name} version": version for name, version in sidecar.versions.items()}
     return _RowView(
-        id=str(sidecar["id"]),
-        content=show(str(content.get("path") or ""), str(content.get("sha256") or "")),
-        regions=[_region(output_dir, _dict(region), show) for region in sidecar.get("regions") or []],
-        result=show(str(output_dir / sidecar["result"]), ""),
+        id=sidecar.id,
+        content=show(content.path or "", content.sha256 or ""),
+        regions=[_region(output_dir, region, show) for region in sidecar.regions],
+        result=show(str(picture), ""),
         settings={name: value for name, value in {**settings, **versions}.items() if value is not None},
         seconds=seconds,
     )
 
 
-def _region(output_dir: Path, region: dict, show: _Show) -> _RegionView:
-    style, lora = _dict(region.get("style")), _dict(region.get("lora"))
-    facts = [f"{name} {value:g}" for name, value in region.items() if isinstance(value, (int, float))]
+def _region(output_dir: Path, region: _Region, show: _Show) -> _RegionView:
+    numbers = {name: value for name, value in (region.model_extra or {}).items() if isinstance(value, (int, float))}
+    facts = [f"{name} {value:g}" for name, value in numbers.items() if abs(value) < MOST_SHOWN]
     return _RegionView(
-        style=show(str(style.get("path") or ""), str(style.get("sha256") or "")),
-        mask_picture=show(str(output_dir / region["mask_file"]), "") if region.get("mask_file") else None,
-        mask=str(region.get("mask") or "everything"),
-        prompt=str(region.get("prompt") or ""),
-        facts=[*facts, f"LoRA {Path(lora['path']).name}"] if lora.get("path") else facts,
+        style=show(region.style.path or "", region.style.sha256 or ""),
+        mask_picture=show(str(output_dir / region.mask_file), "") if region.mask_file else None,
+        mask=region.mask or "everything",
+        prompt=region.prompt or "",
+        facts=[*facts, f"LoRA {Path(region.lora.path).name}"] if region.lora.path else facts,
     )
 
 
@@ -125,17 +157,17 @@ def _shown(output_dir: Path, written: str, sha256: str) -> _Shown:
     path = Path(written)
     if not written:
         return _Shown("", "not recorded")
-    if path.suffix.lower() == ".safetensors" or path.is_dir():
-        return _Shown(path.name, "LoRA")
     try:
+        if path.suffix.lower() == ".safetensors" or path.is_dir():
+            return _Shown(path.name, "LoRA")
         thumbnail = _thumbnail(output_dir / "thumbnails", path, sha256)
         with Image.open(thumbnail) as image:
             width, height = image.size
+        src = f"thumbnails/{thumbnail.name}"
+        return _Shown(path.name, "", src, _relative(path, output_dir) if path.is_file() else src, width, height)
     except (ImageError, OSError) as error:
         _log.warning("the contact sheet cannot show a picture: %s", error)
         return _Shown(path.name, "changed since" if isinstance(error, _ChangedError) else "not readable")
-    src = f"thumbnails/{thumbnail.name}"
-    return _Shown(path.name, "", src, _relative(path, output_dir) if path.is_file() else src, width, height)
 
 
 class _ChangedError(ImageError):
@@ -159,10 +191,6 @@ def _thumbnail(folder: Path, path: Path, sha256: str) -> Path:
 
 def _relative(path: Path, folder: Path) -> str:
     return quote(Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix())
-
-
-def _dict(value: object) -> dict:
-    return value if isinstance(value, dict) else {}
 
 
 _TEMPLATES = jinja2.Environment(

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
+import math
+import os
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,18 +16,21 @@ from pathlib import Path
 
 import torch
 from PIL import ImageOps
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 
 from diffstyler.backbones import Backbone
 from diffstyler.cuda import send
 from diffstyler.diffusion.denoiser import Denoiser
 from diffstyler.diffusion.inversion import Clean, invert
-from diffstyler.files import atomic_write
+from diffstyler.errors import DiffstylerError
+from diffstyler.files import atomic_write, sweep
 from diffstyler.images import MAX_ASPECT, fit_size, image_size, load_image, to_tensor
 from diffstyler.predict.adapter_cache import AdapterCache
 from diffstyler.predict.adapter_resolver import AdapterFile
 from diffstyler.types import Trajectory
+
+log = logging.getLogger(__name__)
 
 #: trajectories that stay in memory
 KEPT = 32
@@ -146,18 +153,22 @@ class TrajectoryCache:
     Args:
         folder: where the files lie, one safetensors file each; None keeps nothing on disk.
         in_memory: how many stay in memory.
+        most_bytes: that the files may take; those used longest ago go first.
     """
 
-    def __init__(self, folder: Path | None, *, in_memory: int = KEPT) -> None:
+    def __init__(self, folder: Path | None, *, in_memory: int = KEPT, most_bytes: float = math.inf) -> None:
         self.folder = folder
         self.in_memory = in_memory
+        self.most_bytes = most_bytes
+        self._swept = False
+        self._size = most_bytes  # of what lies there, not known before it is looked at
         self._recent: OrderedDict[str, Trajectory] = OrderedDict()
         self._starts: OrderedDict[str, Trajectory] = OrderedDict()
 
     def get(self, key: Key, *, start_only: bool = False) -> Trajectory | None:
         """The trajectory stored under this key, or at least its start; None where it is not known.
 
-        A damaged file counts as none.
+        A file that is not what was put there counts as none, with a warning.
         """
         name = _name(key)
         recent = self._starts if start_only else self._recent
@@ -168,22 +179,52 @@ class TrajectoryCache:
         if path is None or not path.is_file():
             return None
         try:
-            tensors = load_file(path)
-        except SafetensorError:
+            trajectory = _read(path, key)
+            os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns))  # it was used
+        except (DiffstylerError, SafetensorError, OSError) as error:
+            log.warning("%s is no trajectory of this picture (%s); it is made again", path, error)
             return None
-        return self._remember(name, Trajectory(tensors["timesteps"], tensors["latents"]), start_only)
+        return self._remember(name, trajectory, start_only)
 
     def put(self, key: Key, trajectory: Trajectory, *, start_only: bool = False) -> None:
-        """Keep it: on disk as it is, in memory its start where no more is used."""
+        """Keep it: on disk as it is, in memory its start where no more is used.
+
+        A disk that does not take it is told, and no more: pictures do not need it.
+        """
         name = _name(key)
         trajectory = Trajectory(trajectory.timesteps.cpu(), trajectory.latents.cpu().contiguous())
         self._remember(name, trajectory, start_only)
         path = self._path(name)
-        if path is None:
+        if path is None or not trajectory.latents.isfinite().all():
             return
-        path.parent.mkdir(parents=True, exist_ok=True)
         tensors = {"timesteps": trajectory.timesteps, "latents": trajectory.latents}
-        atomic_write(path, save(tensors, metadata={"key": json.dumps(key, sort_keys=True)}))
+        data = save(tensors, metadata={"key": json.dumps(key, sort_keys=True), "sha256": _sha256(trajectory)})
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            atomic_write(path, data)
+            if not self._swept:
+                for folder in path.parent.parent.iterdir():
+                    sweep(folder)
+                self._swept = True
+            self._make_room(len(data))
+        except OSError as error:
+            log.warning("%s cannot be kept (%s); the run goes on without", path, error)
+
+    def _make_room(self, added: int) -> None:
+        """Remove the files used longest ago, down to nine tenths of the bound, where they are more than it allows."""
+        assert self.folder is not None
+        self._size += added
+        if self._size <= self.most_bytes:
+            return
+        there = [(file.stat(), file) for file in self.folder.glob("??/*.safetensors") if file.is_file()]
+        self._size = sum(stat.st_size for stat, _ in there)
+        if self._size <= self.most_bytes:
+            return
+        for stat, file in sorted(there, key=lambda one: one[0].st_atime):
+            if self._size <= 0.9 * self.most_bytes:
+                break
+            file.unlink(missing_ok=True)
+            self._size -= stat.st_size
 
     def _remember(self, name: str, trajectory: Trajectory, start_only: bool) -> Trajectory:
         recent, most = (self._starts, STARTS_KEPT) if start_only else (self._recent, self.in_memory)
@@ -200,3 +241,30 @@ class TrajectoryCache:
 
 def _name(key: Key) -> str:
     return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
+
+
+def _sha256(trajectory: Trajectory) -> str:
+    digest = hashlib.sha256()
+    for tensor in (trajectory.timesteps, trajectory.latents):
+        digest.update(f"{tensor.dtype} {tuple(tensor.shape)}:".encode())
+        digest.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _read(path: Path, key: Key) -> Trajectory:
+    """Raises:
+    DiffstylerError: it is of another picture, or changed since it was written.
+    """
+    with safe_open(path, "pt") as file:
+        told = file.metadata() or {}
+        if told.get("key") != json.dumps(key, sort_keys=True):
+            raise DiffstylerError("it is another one's")
+        if set(file.keys()) != {"timesteps", "latents"}:
+            raise DiffstylerError(f"expected latents and timesteps, got {', '.join(file.keys())}")
+        trajectory = Trajectory(file.get_tensor("timesteps"), file.get_tensor("latents"))
+    timesteps, latents = trajectory.timesteps, trajectory.latents
+    if timesteps.ndim != 1 or latents.ndim != 4 or len(latents) != len(timesteps) + 1:
+        raise DiffstylerError(f"its shapes are {tuple(timesteps.shape)} and {tuple(latents.shape)}")
+    if told.get("sha256") != _sha256(trajectory) or not latents.isfinite().all():
+        raise DiffstylerError("its numbers changed since it was written")
+    return trajectory

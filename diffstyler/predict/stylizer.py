@@ -83,6 +83,7 @@ class Stylizer(lightning.LightningModule):
         lora_dir: the library that style (and content) pictures are looked up in.
         output_dir: where pictures and sidecars go; what lies there already is not made again. None = write nothing.
         cache_dir: where inverted contents are kept for later pictures; None = nowhere.
+        cache_size: GiB that cache_dir may take; what was used longest ago goes first.
         num_inference_steps: N, the steps of the sampling grid.
         inversion_steps: steps of the inversion's own grid; None = the sampling grid, N steps.
         inversion_refinements: fixed-point refinements of each inversion step.
@@ -117,6 +118,7 @@ class Stylizer(lightning.LightningModule):
         lora_dir: Path = Path("loras"),
         output_dir: Path | None = Path("stylized"),
         cache_dir: Path | None = None,
+        cache_size: float = 50.0,
         num_inference_steps: int = 50,
         inversion_steps: int | None = None,
         inversion_refinements: int = 0,
@@ -146,7 +148,7 @@ class Stylizer(lightning.LightningModule):
         self.backbone = backbone if backbone is not None else StableDiffusion()
         self.library = LoRALibrary(lora_dir)
         self.writer = StylizationWriter(output_dir) if output_dir is not None else None
-        self.trajectories = TrajectoryCache(cache_dir)
+        self.trajectories = TrajectoryCache(cache_dir, most_bytes=cache_size * GIB)
         self.num_inference_steps = num_inference_steps
         self.inversion_steps = inversion_steps or num_inference_steps
         self.inversion_refinements = inversion_refinements

@@ -10,11 +10,12 @@ from concurrent.futures import Future
 from pathlib import Path
 
 import lightning
+from filelock import FileLock
 from lightning.pytorch.callbacks import BasePredictionWriter
 from torchvision.transforms.functional import to_pil_image
 
 from diffstyler.distributed import Tally, Told, exit_codes, part
-from diffstyler.files import atomic_write
+from diffstyler.files import atomic_write, file_sha256, read_json, read_json_lines, sweep
 from diffstyler.images import save_image, to_image
 from diffstyler.predict.contact_sheet import write_sheet
 from diffstyler.predict.workers import Workers
@@ -50,12 +51,9 @@ class StylizationWriter(BasePredictionWriter):
         self._rows: dict[str, Triple] = {}
 
     def is_done(self, id: str, key: str) -> bool:
-        """Whether this very picture lies in the folder already."""
-        sidecar = self.output_dir / f"{id}.json"
-        try:
-            return self._has(id) and json.loads(sidecar.read_text(encoding="utf-8")).get("key") == key
-        except json.JSONDecodeError:
-            return False
+        """Whether this very picture lies in the folder already, as it was written."""
+        sidecar = self._sidecar(id)
+        return sidecar.get("key") == key and self._is_whole(id, sidecar)
 
     def write_on_batch_end(
         self,
@@ -93,18 +91,23 @@ class StylizationWriter(BasePredictionWriter):
             self._rows = {}
 
     def write(self, stylized: Stylized) -> None:
-        """Masks and picture first, then the sidecar: a sidecar says that its picture is complete."""
+        """Masks and picture first, then the sidecar: it says that its picture is complete, and the picture's hash."""
         self.output_dir.mkdir(parents=True, exist_ok=True)
         for name, mask in stylized.masks.items():
             path = self.output_dir / name
             path.parent.mkdir(exist_ok=True)
             save_image(to_pil_image(mask), path)
-        save_image(to_image(stylized.pixels), self.output_dir / f"{stylized.id}.png")
-        text = json.dumps(stylized.provenance, indent=2, sort_keys=True, ensure_ascii=False)
+        sha256 = save_image(to_image(stylized.pixels), self.output_dir / f"{stylized.id}.png")
+        text = json.dumps(
+            {**stylized.provenance, "result_sha256": sha256}, indent=2, sort_keys=True, ensure_ascii=False
+        )
         atomic_write(self.output_dir / f"{stylized.id}.json", (text + "\n").encode())
 
     def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
         self.tally = Tally.of(trainer, self.output_dir / ".ranks")
+        if trainer.is_global_zero:
+            for folder in ("", "masks", "thumbnails"):
+                sweep(self.output_dir / folder)
         self._parted = False
 
     def on_predict_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
@@ -132,7 +135,7 @@ class StylizationWriter(BasePredictionWriter):
         self.output_dir.mkdir(parents=True, exist_ok=True)
         write_sheet(self.output_dir)
         failed = [line for line in told if line.reason is not None]
-        self._report(failed)
+        self._report(failed, {triple.id for triple in trainer.datamodule.triples})  # type: ignore[attr-defined]
         known = {line.id for line in told if line.reason is not None or self._has(line.id)}
         lost = [triple.id for triple in trainer.datamodule.triples if triple.id not in known]  # type: ignore[attr-defined]
         problems = []
@@ -148,13 +151,29 @@ class StylizationWriter(BasePredictionWriter):
         if problems:
             raise PredictError("\n".join(problems))
 
-    def _report(self, failed: Sequence[Told]) -> None:
+    def _report(self, failed: Sequence[Told], made: set[str]) -> None:
+        """List what failed, in place of what was said of the same rows before; rows of other manifests stay listed."""
         report = self.output_dir / FAILURES_NAME
-        if failed:
-            lines = [json.dumps({"id": f.id, "origin": f.origin, "reason": f.reason}) + "\n" for f in failed]
-            atomic_write(report, "".join(lines).encode())
-        else:
-            report.unlink(missing_ok=True)
+        lock = FileLock(self.output_dir / ".failures.lock")
+        with lock:
+            others = [old for old in read_json_lines(report) if str(old.get("id")) not in made]
+            lines = [*others, *({"id": f.id, "origin": f.origin, "reason": f.reason} for f in failed)]
+            if lines:
+                atomic_write(report, "".join(json.dumps(line) + "\n" for line in lines).encode())
+            else:
+                report.unlink(missing_ok=True)
+            Path(lock.lock_file).unlink(missing_ok=True)
+
+    def _sidecar(self, id: str) -> dict:
+        """Of a picture; {} where there is none."""
+        try:
+            return read_json(self.output_dir / f"{id}.json")
+        except (ValueError, OSError):
+            return {}
+
+    def _is_whole(self, id: str, sidecar: dict) -> bool:
+        picture = self.output_dir / f"{id}.png"
+        return picture.is_file() and file_sha256(picture) == sidecar.get("result_sha256")
 
     def _has(self, id: str) -> bool:
         return all((self.output_dir / f"{id}{suffix}").is_file() for suffix in (".png", ".json"))

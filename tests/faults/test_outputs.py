@@ -1,0 +1,173 @@
+"""What lies in the output folder is looked at, not believed: pictures, sidecars, lists of failures, leftovers."""
+
+import json
+import logging
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from PIL import Image
+
+from diffstyler.distributed import Told
+from diffstyler.images import load_image
+from diffstyler.predict.contact_sheet import write_sheet
+from diffstyler.predict.writer import StylizationWriter
+from diffstyler.types import Stylized
+
+KEY = "ab" * 32
+
+
+def written(folder: Path, id: str = "a", key: str = KEY, seed: int = 0) -> StylizationWriter:
+    """A picture and its sidecar."""
+    pixels = torch.rand(3, 16, 16, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+    writer = StylizationWriter(folder)
+    writer.write(Stylized(id, pixels, {"id": id, "key": key, "result": f"{id}.png", "seconds": 1.0}))
+    return writer
+
+
+def test_a_picture_is_done_by_its_key(tmp_path):
+    writer = written(tmp_path)
+    assert writer.is_done("a", KEY)
+    assert not writer.is_done("a", "another")
+    assert not writer.is_done("b", KEY)
+
+
+DAMAGES = ("cut", "empty", "gone", "another picture", "garbage", "folder", "one byte more")
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_picture_is_not_done(tmp_path, damage):
+    writer, path = written(tmp_path), tmp_path / "a.png"
+    content = path.read_bytes()
+    if damage == "another picture":
+        Image.new("RGB", (16, 16)).save(path)
+    elif damage in {"gone", "folder"}:
+        path.unlink()
+    else:
+        changed = {"cut": content[:-20], "empty": b"", "garbage": b"x" * 99, "one byte more": content + b"x"}
+        path.write_bytes(changed[damage])
+    if damage == "folder":
+        path.mkdir()
+    assert not writer.is_done("a", KEY)
+
+
+def test_killed_between_picture_and_sidecar_it_is_done_for_nobody(tmp_path, monkeypatch):
+    writer = written(tmp_path)
+
+    def killed(path: Path, data: bytes) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("diffstyler.predict.writer.atomic_write", killed)
+    with pytest.raises(KeyboardInterrupt):
+        written(tmp_path, key="other settings", seed=1)
+    assert not writer.is_done("a", KEY)
+    assert not writer.is_done("a", "other settings")
+    monkeypatch.undo()
+    assert written(tmp_path).is_done("a", KEY)
+
+
+STRANGE_JSON = {
+    "empty": b"",
+    "half": b'{"id": "a',
+    "a list": b"[1, 2]",
+    "null": b"null",
+    "a number": b"3",
+    "text": b'"a"',
+    "not UTF-8": '{"id": "ü"}'.encode("latin-1"),
+    "zeros": bytes(99),
+    "deep": b"[" * 100_000,
+    "another tool's": b'{"version": "5.0.1", "shapes": [], "imagePath": "a.png"}',
+    "a long number": b'{"id": "a", "seed": ' + b"9" * 5000 + b"}",
+    **{
+        f"{name} = {value!r}": json.dumps({"id": "a", name: value}).encode()
+        for name, value in [
+            ("id", 3), ("id", None), ("id", "a\0b"), ("content", 3), ("content", []), ("content", {"path": 3}),
+            ("content", {"path": "a\0b"}), ("content", {"sha256": []}), ("regions", 3), ("regions", {}),
+            ("regions", "ab"), ("regions", [3]), ("regions", [{"style": 3}]), ("regions", [{"mask_file": 3}]),
+            ("regions", [{"lora": {"path": []}}]), ("regions", [{"mask": {}}]), ("regions", [{"prompt": 1}]),
+            ("settings", []), ("settings", "x"), ("seed", "many"), ("seed", []), ("seconds", "long"),
+            ("seconds", [1]), ("seconds", -1), ("seconds", float("nan")), ("seconds", float("inf")),
+            ("versions", 3), ("versions", {"torch": []}),
+        ]
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", STRANGE_JSON)
+def test_strange_json_is_no_sidecar_and_keeps_no_sheet_back(tmp_path, caplog, kind):
+    writer = written(tmp_path)
+    written(tmp_path, "good")
+    (tmp_path / "a.json").write_bytes(STRANGE_JSON[kind])
+    assert not writer.is_done("a", KEY)
+    with caplog.at_level(logging.WARNING):
+        page = write_sheet(tmp_path).read_text()
+    assert (
+        f"{tmp_path / 'a.json'}: expected the JSON sidecar of a picture; left out of the contact sheet" in caplog.text
+    )
+    assert page.count("<article>") == 1
+
+
+ODD_BUT_SHOWN = [
+    {"regions": [{"strength": 10**400}, {"strength": float("nan")}, {"strength": True}]},
+    {"settings": {"deep": [[[{}]]], "\ud800": "\udfff"}},
+    {"result": "../../elsewhere.png"},
+    {"content": None, "seed": None, "seconds": None},
+    {"content": {"path": "/dev/null"}},
+    {"content": {"path": "x" * 5000}},
+    {"more": {"of": "everything"}},
+]
+
+
+@pytest.mark.parametrize("fields", ODD_BUT_SHOWN, ids=lambda fields: str(fields)[:40])
+def test_odd_values_are_shown_or_left_out(tmp_path, fields):
+    written(tmp_path)
+    (tmp_path / "a.json").write_text(json.dumps({"id": "a", **fields}))
+    page = write_sheet(tmp_path).read_text()
+    assert page.count("<article>") == 1
+    assert "elsewhere.png" not in page
+
+
+# ---- failures and leftovers
+
+
+def reported(folder: Path, ids: str, failed: str) -> list[str]:
+    """A run over rows with these ids, some of which failed -> those in the list after it."""
+    StylizationWriter(folder)._report([Told(id, "m.csv row 2", "why") for id in failed], set(ids))
+    path = folder / "failures.jsonl"
+    return [json.loads(line).get("id") for line in path.read_text().splitlines()] if path.is_file() else []
+
+
+def test_a_run_over_other_rows_keeps_the_list(tmp_path):
+    assert reported(tmp_path, "abc", "ab") == ["a", "b"]
+    assert reported(tmp_path, "xyz", "") == ["a", "b"]
+    assert reported(tmp_path, "xyz", "y") == ["a", "b", "y"]
+    assert reported(tmp_path, "abc", "b") == ["y", "b"]
+    assert reported(tmp_path, "bxyz", "") == []
+    assert [path.name for path in tmp_path.iterdir()] == []
+
+
+def test_damaged_lists_are_read_as_far_as_they_go(tmp_path, caplog):
+    lines = [b'{"id": "a"}', *(text for text in STRANGE_JSON.values() if text.strip()), b'{"id": "z', b"\xff"]
+    (tmp_path / "failures.jsonl").write_bytes(b"\n".join(lines))
+    with caplog.at_level(logging.WARNING):
+        assert "a" in reported(tmp_path, "xyz", "x")
+    assert "is damaged: expected a JSON object; left out" in caplog.text
+
+
+def test_what_killed_runs_left_is_swept_when_the_next_begins(tmp_path):
+    written(tmp_path)
+    left = []
+    for folder in (tmp_path, tmp_path / "masks", tmp_path / "thumbnails"):
+        folder.mkdir(exist_ok=True)
+        left.append(folder / ".a.png.01234567.tmp")
+        left[-1].write_text("half")
+    others = [tmp_path / ".mine.tmp.txt", tmp_path / "a.tmp", tmp_path / ".profile"]
+    for path in others:
+        path.write_text("not ours")
+    strategy = SimpleNamespace(broadcast=lambda value: value)
+    trainer = SimpleNamespace(strategy=strategy, global_rank=0, world_size=1, is_global_zero=True)
+    StylizationWriter(tmp_path).setup(trainer, None, "predict")
+    assert [path for path in left if path.exists()] == []
+    assert all(path.exists() for path in others)
+    assert load_image(tmp_path / "a.png").size == (16, 16)
