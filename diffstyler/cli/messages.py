@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Iterable
 from typing import NoReturn
 
-from diffstyler.chatter import LIBRARY_CHATTER
+from diffstyler.chatter import LIBRARY_CHATTER, redirect_ultralytics
 from diffstyler.errors import did_you_mean
 
 
@@ -57,3 +57,4 @@ def quiet_libraries() -> None:
     for name in ("httpx", "matplotlib", "PIL", "fsspec"):
         logging.getLogger(name).setLevel(logging.WARNING)
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # transformers' too
+    redirect_ultralytics()  # any class path of a command line may import it

@@ -6,13 +6,10 @@ into candidates; which of them a prompt means is decided here. Its weights come 
 
 from __future__ import annotations
 
-import atexit
 import hashlib
 import importlib.util
 import os
-import shutil
 import sys
-import tempfile
 import urllib.request
 import warnings
 from collections.abc import Callable, Iterator
@@ -32,6 +29,7 @@ from torch._tensor_str import printoptions as torch_printoptions
 from torch.nn import functional
 from torchvision.ops import box_iou, masks_to_boxes
 
+from diffstyler.chatter import redirect_ultralytics
 from diffstyler.errors import DiffstylerError
 from diffstyler.files import atomic_write, file_sha256
 from diffstyler.images import picture_sha256
@@ -347,15 +345,7 @@ def _import_quietly() -> None:
     """
     if "ultralytics" in sys.modules:
         return
-    folder = tempfile.mkdtemp(prefix="diffstyler-ultralytics-")
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    os.environ.update(
-        YOLO_CONFIG_DIR=folder,
-        YOLO_AUTOINSTALL="false",
-        YOLO_OFFLINE="true",
-        YOLO_VERBOSE="false",
-        ULTRALYTICS_SAFE_LOAD="1",
-    )
+    redirect_ultralytics()
     import ultralytics
 
     ultralytics.settings.update({"sync": False})
