@@ -45,15 +45,19 @@ class Masker(ABC):
             NothingFoundError: nothing in the picture matches.
         """
 
-    @abstractmethod
     def find_points(
         self, picture: Image.Image, positive: list[tuple[float, float]], negative: list[tuple[float, float]]
     ) -> torch.Tensor:
         """The mask of what lies under the ``positive`` points and not under the ``negative`` ones, (x, y) in pixels.
 
+        For a masker without objects, the region around the points, by color and edges.
+
         Raises:
             NothingFoundError: nothing lies there.
         """
+        from diffstyler.masking.region import grow_region  # OpenCV
+
+        return grow_region(picture, positive, negative)
 
     def find_box(self, picture: Image.Image, box: tuple[float, float, float, float]) -> torch.Tensor:
         """The mask of what the box (x0, y0, x1, y1), in pixels, holds: the box itself, for a masker without objects.

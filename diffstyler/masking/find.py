@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -30,6 +31,9 @@ from diffstyler.masking.prompt import (
 from diffstyler.masking.prompt_parser import parse_mask_prompt
 from diffstyler.types import Triple
 
+ALL, HARDLY_ANY = 0.98, 0.002  # shares of a picture that are seldom meant
+_log = logging.getLogger(__name__)
+
 
 def find_masks(
     masker: Masker,
@@ -38,6 +42,7 @@ def find_masks(
     *,
     feather: float = 0.0,
     empty: float | None = None,
+    origin: str = "",
 ) -> list[torch.Tensor]:
     """One mask for each prompt, (H, W) float32 in [0, 1] on the CPU, at the size of the upright ``picture``.
 
@@ -47,6 +52,7 @@ def find_masks(
         prompts: of all regions of this picture; ``background`` is what the others, taken together, leave.
         feather: in pixels, for masks that have no soft border of their own.
         empty: what fills a mask that finds nothing; None = that is an error.
+        origin: names the picture where a mask is told that covers nearly all of it, or hardly anything.
 
     Raises:
         NothingFoundError: the picture does not show what a prompt asks for, or a mask is empty.
@@ -57,6 +63,7 @@ def find_masks(
     waits = [any(isinstance(node, Background) for node in prompt.walk()) for prompt in prompts]
     for index in sorted(range(len(prompts)), key=waits.__getitem__):
         mask = _found(masker, picture, prompts[index], 1 - taken, empty)
+        _tell_extremes(prompts[index], float(mask.mean()), origin)
         masks[index] = _feathered(mask, feather) if bool(((mask == 0) | (mask == 1)).all()) else mask
         if not waits[index]:
             taken = torch.maximum(taken, masks[index])
@@ -120,6 +127,14 @@ def _found(
             raise
         return torch.full((picture.height, picture.width), empty)
     return mask
+
+
+def _tell_extremes(prompt: MaskPrompt, share: float, origin: str) -> None:
+    if HARDLY_ANY <= share <= ALL or isinstance(prompt, Everything):
+        return
+    where = f"{origin}: " if origin else ""
+    meant = "say `everything` if that is meant" if share > ALL else "is it the right place?"
+    _log.warning("%smask '%s' covers %.4g %% of the picture; %s", where, prompt, 100 * share, meant)
 
 
 def _mask(masker: Masker, picture: Image.Image, prompt: MaskPrompt, background: torch.Tensor) -> torch.Tensor:

@@ -9,7 +9,7 @@ import logging
 import os
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from urllib.parse import quote
 
@@ -18,6 +18,7 @@ from PIL import Image
 
 from diffstyler.files import atomic_write, file_sha256
 from diffstyler.images import ImageError, load_image, picture_sha256
+from diffstyler.types import StyleRegion
 
 THUMBNAIL_SIDE = 512  # pixels
 
@@ -96,7 +97,8 @@ def _sidecars(output_dir: Path) -> list[dict]:
 
 def _row(output_dir: Path, sidecar: dict, show: _Show) -> _RowView:
     content, seconds = _dict(sidecar.get("content")), sidecar.get("seconds") or 0
-    settings = {"seed": sidecar.get("seed"), **_dict(sidecar.get("settings")), "seconds": round(seconds, 1) or None}
+    settings = {"seed": sidecar.get("seed"), **_in_words(_dict(sidecar.get("settings")))}
+    settings["seconds"] = round(seconds, 1) or None
     versions = {f"{name} version": version for name, version in _dict(sidecar.get("versions")).items()}
     return _RowView(
         id=str(sidecar["id"]),
@@ -110,14 +112,47 @@ def _row(output_dir: Path, sidecar: dict, show: _Show) -> _RowView:
 
 def _region(output_dir: Path, region: dict, show: _Show) -> _RegionView:
     style, lora = _dict(region.get("style")), _dict(region.get("lora"))
-    facts = [f"{name} {value:g}" for name, value in region.items() if isinstance(value, (int, float))]
+    named = {name: value for name, value in region.items() if isinstance(value, (int, float))}
+    share = named.pop("mask_share", 1.0)
+    facts = [f"{name.replace('_', ' ')} {value:g}" for name, value in named.items() if _USUAL.get(name) != value]
+    mask = str(region.get("mask") or "everything")
     return _RegionView(
         style=show(str(style.get("path") or ""), str(style.get("sha256") or "")),
         mask_picture=show(str(output_dir / region["mask_file"]), "") if region.get("mask_file") else None,
-        mask=str(region.get("mask") or "everything"),
+        mask=mask if mask == "everything" else f"{mask} ({share:.3g} of the picture)",
         prompt=str(region.get("prompt") or ""),
-        facts=[*facts, f"LoRA {Path(lora['path']).name}"] if lora.get("path") else facts,
+        facts=[*facts, f"LoRA {_lora_name(lora['path'])}"] if lora.get("path") else facts,
     )
+
+
+#: of a region, and so not worth a word
+_USUAL = {field.name: field.default for field in fields(StyleRegion)}
+
+
+def _in_words(settings: dict, under: str = "") -> dict[str, str]:
+    """Nested settings by names and values as one says them; what is not set is left out."""
+    told: dict[str, str] = {}
+    for name, value in settings.items():
+        words = f"{under}{name.replace('_', ' ')}"
+        if isinstance(value, dict):
+            kind = value.get("class") or value.get("name")
+            told |= {words: str(kind)} if kind else {}
+            told |= _in_words({k: v for k, v in value.items() if v != kind}, f"{words}: ")
+        elif value not in (None, "", []):
+            told[words] = ", ".join(map(str, value)) if isinstance(value, list) else _plain(value)
+    return told
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _lora_name(path: str) -> str:
+    """Of the folder, where the file has the name that all have."""
+    file = Path(path)
+    return file.parent.name if file.name == "pytorch_lora_weights.safetensors" else file.name
 
 
 def _shown(output_dir: Path, written: str, sha256: str) -> _Shown:
@@ -126,7 +161,7 @@ def _shown(output_dir: Path, written: str, sha256: str) -> _Shown:
     if not written:
         return _Shown("", "not recorded")
     if path.suffix.lower() == ".safetensors" or path.is_dir():
-        return _Shown(path.name, "LoRA")
+        return _Shown(_lora_name(written), "LoRA")
     try:
         thumbnail = _thumbnail(output_dir / "thumbnails", path, sha256)
         with Image.open(thumbnail) as image:

@@ -310,7 +310,8 @@ class Stylizer(lightning.LightningModule):
         prompts = [region.mask_prompt for region in job.regions]
         empty = {"error": None, "skip": 0.0, "whole": 1.0}[self.on_empty_mask]
         feather = self.feather * min(job.image.size)
-        masks = find_masks(self.masker, job.image, prompts, feather=feather, empty=empty)
+        origin = job.triple.origin or job.triple.id
+        masks = find_masks(self.masker, job.image, prompts, feather=feather, empty=empty, origin=origin)
         settled = [None if bool((mask == 1).all()) else mask for mask in masks]
         return replace(job, regions=tuple(replace(r, mask=m) for r, m in zip(job.regions, settled, strict=True)))
 

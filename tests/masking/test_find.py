@@ -190,7 +190,16 @@ def test_attention_masker_takes_only_the_phrase_and_leaves_articles(tiny):
 def test_attention_masker_finds_nothing_honestly(tiny):
     masker = AttentionMasker(minimum=0.9)
     masker.setup(tiny)
-    with pytest.raises(NothingFoundError, match=r"nothing in the picture matches 'tree': .* masker.minimum is 0.9"):
+    with pytest.raises(
+        NothingFoundError, match=r"nothing in the picture matches 'tree': .* masker.minimum is 0.9"
+    ) as e:
+        masker.find_text(Image.new("RGB", (64, 64)), "tree")
+    assert all(way in str(e.value) for way in ("box: ", "point: ", "file: ", "GroundedSAMMasker", "CLIPSegMasker"))
+    assert "rendered world" not in str(e.value)  # this is another model
+    tiny.mask_minimum = 0.9  # as of the embedded one
+    masker = AttentionMasker()
+    masker.setup(tiny)
+    with pytest.raises(NothingFoundError, match="a rendered world"):
         masker.find_text(Image.new("RGB", (64, 64)), "tree")
 
 
@@ -259,3 +268,24 @@ def test_masks_of_the_command_tell_wrong_options_and_help(capsys, tmp_path):
     out = capsys.readouterr().out
     assert all(f"--masker.{name}" in out for name in AttentionMasker().settings if name != "class")
     assert "share of its" in out
+
+
+def test_a_mask_of_nearly_all_or_hardly_anything_is_said(caplog):
+    masks("everything", "left", "top + not top - dot", "dot", origin="m.csv row 3")
+    told = [message for message in caplog.messages if "of the picture" in message]
+    assert told == [
+        "m.csv row 3: mask 'top + not top - dot' covers 99.92 % of the picture; say `everything` if that is meant",
+        "m.csv row 3: mask 'dot' covers 0.08333 % of the picture; is it the right place?",
+    ]
+
+
+def test_points_of_a_masker_without_objects_are_regions(tiny):
+    """The default masker answers a point with the thing under it, not with all that its attention reaches."""
+    picture = Image.new("RGB", (96, 64), "olive")
+    picture.paste("white", (10, 10, 40, 50))
+    masker = AttentionMasker()
+    masker.setup(tiny)
+    (mask,) = find_masks(masker, picture, [parse_mask_prompt("point: 25,30")])
+    expected = torch.zeros(64, 96)
+    expected[10:50, 10:40] = 1
+    assert (mask != expected).float().mean() < 0.01
