@@ -149,6 +149,9 @@ class FastSAMMasker(Masker):
         return _whole(masks[overlap.argmax()], picture)
 
     def find_text(self, picture: Image.Image, phrase: str) -> torch.Tensor:
+        return torch.stack(self.find_objects(picture, phrase)).amax(0)
+
+    def find_objects(self, picture: Image.Image, phrase: str) -> list[torch.Tensor]:
         if self.clip is None:
             raise DiffstylerError(
                 f"mask '{phrase}': FastSAMMasker needs masker.clip for words, a folder or a hub id such as "
@@ -162,7 +165,9 @@ class FastSAMMasker(Masker):
                 f"{scores.max():.3f}, masker.threshold is {self.threshold}"
             )
         shares = logits[:, 0].masked_fill(scores < self.threshold, -torch.inf).softmax(0)
-        return _whole(self._candidates(picture)[shares >= TIE * shares.max()].any(0), picture)
+        masks = self._candidates(picture)
+        best = shares.argsort(descending=True, stable=True)
+        return [_whole(masks[index], picture) for index in best if shares[index] >= TIE * shares.max()]
 
     # ---- FastSAM
 

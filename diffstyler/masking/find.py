@@ -23,6 +23,7 @@ from diffstyler.masking.prompt import (
     MaskPrompt,
     Minus,
     Not,
+    Pick,
     Point,
     Points,
     Text,
@@ -150,6 +151,8 @@ def _mask(masker: Masker, picture: Image.Image, prompt: MaskPrompt, background: 
         return torch.from_numpy(np.asarray(load_image(prompt.path).convert("L"), np.float32) / 255)
     if isinstance(prompt, Text):
         return masker.find_text(picture, prompt.phrase)
+    if isinstance(prompt, Pick):
+        return _picked(masker.find_objects(picture, prompt.inner.phrase), prompt)
     if isinstance(prompt, Points):
         sides = (prompt.positive, prompt.negative)
         return masker.find_points(picture, *([_pixels(point, picture.size) for point in side] for side in sides))
@@ -164,6 +167,29 @@ def _mask(masker: Masker, picture: Image.Image, prompt: MaskPrompt, background: 
         return 1 - mask_of(prompt.inner)
     assert isinstance(prompt, Edit)
     return _EDITS[prompt.kind](mask_of(prompt.inner), prompt.pixels)
+
+
+def _picked(found: list[torch.Tensor], pick: Pick) -> torch.Tensor:
+    """One of the masks of single things, the surest first."""
+    if pick.which.isdigit():
+        if int(pick.which) > len(found):
+            raise NothingFoundError(f"mask '{pick}': {len(found)} of them found")
+        return found[int(pick.which) - 1]
+    return min(found, key=_PICKS[pick.which])
+
+
+def _center(mask: torch.Tensor, axis: int) -> float:
+    return mask.nonzero()[:, axis].float().mean().nan_to_num(torch.inf).item()
+
+
+_PICKS = {
+    "largest": lambda mask: -mask.sum().item(),
+    "smallest": lambda mask: mask.sum().item(),
+    "left": lambda mask: _center(mask, 1),
+    "right": lambda mask: -_center(mask, 1),
+    "top": lambda mask: _center(mask, 0),
+    "bottom": lambda mask: -_center(mask, 0),
+}
 
 
 def _grown(mask: torch.Tensor, pixels: float) -> torch.Tensor:

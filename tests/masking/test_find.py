@@ -146,7 +146,8 @@ def test_check_masks_lists_every_problem_before_anything_runs(tmp_path: Path):
     assert [line for line in told.split("\n") if line.startswith("m.csv")] == [
         "m.csv row 1: mask 'box: 0,0,41,9': expected x within the picture's 40 pixels",
         "m.csv row 2: mask 'point: 3,31': expected y within the picture's 30 pixels",
-        "m.csv row 3: expected grow, shrink, feather; did you mean 'grow'? (character 4)",
+        "m.csv row 3: expected grow, shrink, feather, largest, smallest, left, right, top, bottom or a number; did you "
+        "mean 'grow'? (character 4)",
         f"m.csv row 5: mask '{prompts[5]}': expected 40 x 30 pixels like the content, got 8 x 8",
     ]
 
@@ -289,3 +290,18 @@ def test_points_of_a_masker_without_objects_are_regions(tiny):
     expected = torch.zeros(64, 96)
     expected[10:50, 10:40] = 1
     assert (mask != expected).float().mean() < 0.01
+
+
+@pytest.mark.parametrize(
+    ("prompt", "expected"), [("corners [1]", (20, 40)), ("corners [largest]", (20, 40)), ("corners [left]", (0, 10))]
+)
+def test_parts_of_a_mask_are_the_things_of_a_masker_without_objects(prompt, expected):
+    class Corners(Halves):
+        def find_text(self, picture: Image.Image, phrase: str) -> torch.Tensor:
+            mask = torch.zeros(30, 40)
+            mask[:5, :10] = mask[10:, 20:] = 1
+            return mask
+
+    (mask,) = find_masks(Corners(), PICTURE, [parse_mask_prompt(prompt)])
+    columns = mask.amax(0).nonzero().flatten()
+    assert (int(columns[0]), int(columns[-1]) + 1) == expected
