@@ -35,6 +35,7 @@ class Run:
         folders: top-level names for ``model.<name>``, and their defaults.
         trainer_defaults: of the Trainer, where they differ between commands.
         refused: settings of the Trainer that the command cannot honor, and why.
+        classes: of the objects that settings are, where none is named.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Run:
     folders: Mapping[str, str]
     trainer_defaults: Callable[[], Mapping[str, object]]
     refused: Mapping[str, str] = field(default_factory=dict)
+    classes: Mapping[str, str] = field(default_factory=dict)
 
     def cli(self, arguments: Sequence[str]) -> LightningCLI:
         """Trainer, model and datamodule as the arguments say; exits with code 2 where they cannot be."""
@@ -59,6 +61,7 @@ class Run:
                 for name, default in run.folders.items():
                     parser.add_argument(f"--{name}", type=Path, default=Path(default), help=name)
                     parser.link_arguments(name, f"model.{name}")
+                parser.set_defaults({name: {"class_path": kind} for name, kind in run.classes.items()})
 
             def parse_arguments(self, parser: LightningArgumentParser, args: object) -> None:
                 self.config = parser.parse_args(args)  # type: ignore[arg-type]
@@ -106,6 +109,7 @@ FIT = Run(
     FitData,
     {"lora_dir": "loras"},
     trainer_defaults=lambda: {"enable_progress_bar": False},  # one bar over all LoRAs in its place
+    classes={"model.backbone": "StableDiffusion"},
 )
 PREDICT = Run(
     "predict",
@@ -117,6 +121,13 @@ PREDICT = Run(
         ("limit_predict_batches", "fast_dev_run"),
         "it makes every row that is not made yet; give it a manifest of fewer rows",
     ),
+    classes={
+        "model.backbone": "StableDiffusion",
+        "model.injection": "CrossLoRAInjection",
+        "model.initial": "FromContentAdaIN",
+        "model.masker": "AttentionMasker",
+        "model.fusion": "FuseLatents",
+    },
 )
 
 

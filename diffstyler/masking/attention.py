@@ -21,7 +21,7 @@ from torch import nn
 from torch.nn import functional
 
 from diffstyler.backbones import Backbone
-from diffstyler.errors import DiffstylerError
+from diffstyler.errors import DiffstylerError, check_placeholders
 from diffstyler.images import fit_size, picture_sha256, to_tensor
 from diffstyler.masking.base import Masker, NothingFoundError, Share, checked_options
 
@@ -36,7 +36,7 @@ ARTICLES = frozenset({"the", "a", "an", "of", "and", "in", "on", "with"})
 def _with_a_place(template: str) -> str:
     if "{phrase}" not in template:
         raise DiffstylerError(f"expected {{phrase}} in it, got '{template}'")
-    return template
+    return check_placeholders(template, ("phrase",))
 
 
 @checked_options

@@ -226,6 +226,49 @@ def test_what_the_trainer_cannot_be_here_is_told_in_a_line(flags, told, command,
     assert told in line
 
 
+@pytest.mark.parametrize(
+    ("run", "expected"),
+    [
+        (FIT, {"backbone": "StableDiffusion"}),
+        (
+            PREDICT,
+            {
+                "backbone": "StableDiffusion",
+                "injection": "CrossLoRAInjection",
+                "initial": "FromContentAdaIN",
+                "masker": "AttentionMasker",
+                "fusion": "FuseLatents",
+            },
+        ),
+    ],
+    ids=lambda value: getattr(value, "name", ""),
+)
+def test_the_classes_that_run_are_printed(run, expected, capsys):
+    with pytest.raises(SystemExit):
+        run.cli(["--print_config"])
+    printed = yaml.safe_load(capsys.readouterr().out)["model"]
+    told = {name: printed[name]["class_path"].rsplit(".", 1)[-1] for name in expected}
+    assert told == expected
+    model = run.cli(CPU).model
+    assert {name: type(getattr(model, name)).__name__ for name in expected} == expected
+
+
+def test_a_model_without_a_class_is_the_default_one_s(tmp_path):
+    assert PREDICT.cli([*CPU, "--model.backbone.model", str(tmp_path)]).model.backbone.model == str(tmp_path)
+
+
+def test_a_picture_or_a_folder_is_named_in_a_flag(tmp_path):
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).write_bytes(b"")
+    for flag, names in (
+        ("a.png", ["a.png"]),
+        (str(tmp_path), ["a.png", "b.png"]),
+        ("[a.png, b.png]", ["a.png", "b.png"]),
+    ):
+        data = FIT.cli(["--trainer.accelerator", "cpu", "--data.pictures", flag]).datamodule
+        assert [path.name for path in data.paths] == names
+
+
 def test_two_configs_are_read_both(tmp_path):
     (tmp_path / "shared.yaml").write_text("lora_dir: loras\nmodel: {max_memory: 4}")
     assert owners(["--config", "shared.yaml"]) == {}
