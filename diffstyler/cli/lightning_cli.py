@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import logging
 import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -23,6 +24,9 @@ from diffstyler.fit.data import FitData
 from diffstyler.fit.finetuner import LoRAFinetuner
 from diffstyler.predict.data import PredictData
 from diffstyler.predict.stylizer import Stylizer
+
+#: classes of models, which are named like their pipelines in diffusers
+FAMILIES = ("StableDiffusion", "StableDiffusionXL")
 
 
 @dataclass(frozen=True)
@@ -74,7 +78,7 @@ class Run:
                 self.model,
                 self.data,
                 run=False,
-                args=_with_presets(arguments)[0],
+                args=_with_family(*_with_presets(arguments)),
                 save_config_callback=None,
                 seed_everything_default=False,
                 auto_configure_optimizers=False,
@@ -172,6 +176,21 @@ def _with_presets(arguments: Iterable[str]) -> tuple[list[str], list[str]]:
             words.append(word)
         before = word
     return words, configs
+
+
+def _with_family(words: list[str], configs: Iterable[str]) -> list[str]:
+    """With the class of the model's folder, where a model is named without one."""
+    flags = {word.partition("=")[0]: word for word in words if word.startswith("--model.backbone")}
+    if "--model.backbone" in flags or "--model.backbone.model" not in flags:
+        return words
+    if any(key == "model.backbone" for config in configs for key in _keys_of(config)):
+        return words
+    flag = flags["--model.backbone.model"]
+    model = flag.partition("=")[2] or next(iter(words[words.index(flag) + 1 :]), "")
+    index = Path(model) / "model_index.json"
+    kind = json.loads(index.read_text(encoding="utf-8")).get("_class_name", "") if index.is_file() else ""
+    family = kind.removesuffix("Pipeline")
+    return ["--model.backbone", family, *words] if family in FAMILIES else words
 
 
 def _preset(path: str) -> str:

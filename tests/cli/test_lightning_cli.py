@@ -253,8 +253,38 @@ def test_the_classes_that_run_are_printed(run, expected, capsys):
     assert {name: type(getattr(model, name)).__name__ for name in expected} == expected
 
 
-def test_a_model_without_a_class_is_the_default_one_s(tmp_path):
+@pytest.mark.parametrize(
+    ("flag", "word", "told"),
+    [
+        ("--model.backbone", "Flux", "known: StableDiffusion, StableDiffusionXL, or your own"),
+        (
+            "--model.masker",
+            "SAM",
+            "known: AttentionMasker, CLIPSegMasker, FastSAMMasker, GroundedSAMMasker, SAMMasker, or",
+        ),
+        ("--model.injection", "CrossLoRAInjektion", "did you mean 'CrossLoRAInjection'?"),
+        ("--model.masker", "json.JSONDecoder", "known: AttentionMasker"),
+    ],
+)
+def test_an_unknown_class_is_told_with_the_known_ones(flag, word, told, capsys):
+    with pytest.raises(SystemExit) as caught:
+        PREDICT.cli([*CPU, flag, word])
+    assert caught.value.code == 2
+    first, *rest = capsys.readouterr().err.strip().splitlines()
+    assert first.startswith(f"diffstyler predict: {flag[2:]}: no class '{word}'")
+    assert told in first
+    assert rest == ["see diffstyler predict --help"]
+
+
+def test_a_model_without_a_class_is_of_the_one_that_its_folder_names(tmp_path, families):
+    for spelling in (["--model.backbone.model", "{}"], ["--model.backbone.model={}"]):
+        for family, expected in (("sd1", "StableDiffusion"), ("sdxl", "StableDiffusionXL")):
+            flags = [word.format(families[family] / "model") for word in spelling]
+            assert type(PREDICT.cli([*CPU, *flags]).model.backbone).__name__ == expected
     assert PREDICT.cli([*CPU, "--model.backbone.model", str(tmp_path)]).model.backbone.model == str(tmp_path)
+    (tmp_path / "my.yaml").write_text("model: {backbone: {class_path: StableDiffusion}}")
+    told = ["--config", str(tmp_path / "my.yaml"), "--model.backbone.model", str(families["sdxl"] / "model")]
+    assert type(PREDICT.cli([*CPU, *told]).model.backbone).__name__ == "StableDiffusion"
 
 
 def test_a_picture_or_a_folder_is_named_in_a_flag(tmp_path):
