@@ -14,14 +14,18 @@ from PIL import Image
 
 from diffstyler.adapters import FittedLoRA
 from diffstyler.chatter import LIBRARY_CHATTER
+from diffstyler.errors import DiffstylerError
 from diffstyler.fit.data import FitData
 from diffstyler.fit.finetuner import LoRAFinetuner
 from diffstyler.images import load_image, to_image
+from diffstyler.masking.prompt import with_files_from
+from diffstyler.masking.prompt_parser import parse_mask_prompt
 from diffstyler.predict.data import PredictData
 from diffstyler.predict.stylizer import Stylizer
 from diffstyler.predict.writer import PredictError
 from diffstyler.types import Failed, StyleRegion, Stylized, Triple
 
+Style = str | Path | FittedLoRA
 Outcomes = Sequence[Future[Stylized | Failed]]
 
 
@@ -53,28 +57,37 @@ def fit(
 
 def stylize(
     content: str | Path,
-    style: str | Path | FittedLoRA,
+    style: Style | None = None,
     stylizer: Stylizer | None = None,
     *,
+    regions: Sequence[tuple[str, Style] | StyleRegion] = (),
     content_prompt: str = "",
     strength: float = 1.0,
     precision: str = "32-true",
 ) -> Image.Image:
-    """Bring one picture into one style.
+    """Bring one picture, or parts of it, into styles: ``stylize(photo, regions=[("the sky", "impasto.jpg")])``.
 
     Args:
         content: the picture.
         style: what :func:`fit` returned, a LoRA file or folder, or a picture whose LoRA is in the library.
+        regions: in place of ``style``, a mask prompt and a style for each part, later ones on top; a
+            :class:`StyleRegion` where more is to be said.
         stylizer: model and settings; its ``output_dir``, where it has one, gets picture and sidecar too.
         content_prompt: what the picture shows.
-        strength: of the style, 0 … 2.
+        strength: of the styles, 0 … 2; a :class:`StyleRegion` has its own.
         precision: Lightning's.
+
+    Raises:
+        DiffstylerError: both a style and regions, or neither; a mask prompt is wrong.
+        PredictError: the picture could not be made, such as where a mask finds nothing.
     """
+    if (style is None) == (not regions):
+        raise DiffstylerError("expected a style, or regions=[(mask prompt, style), …], and not both")
+    parts = tuple(_region(part, strength) for part in (regions or [("everything", style)]))  # type: ignore[list-item]
+    names = "+".join(dict.fromkeys(part.style.stem for part in parts))
     with _quiet():
         stylizer = stylizer if stylizer is not None else Stylizer(output_dir=None)
-        path = style.folder if isinstance(style, FittedLoRA) else Path(style)
-        region = StyleRegion(path, strength=strength)
-        triple = Triple(f"{Path(content).stem}-{path.stem}", Path(content), (region,), content_prompt=content_prompt)
+        triple = Triple(f"{Path(content).stem}-{names}", Path(content), parts, content_prompt=content_prompt)
         keep = _Keep()
         trainer = _trainer(precision=precision, callbacks=[keep])
         trainer.predict(stylizer, datamodule=PredictData(triples=[triple]), return_predictions=False)
@@ -84,6 +97,14 @@ def stylize(
         return to_image(outcome.pixels)
     assert stylizer.writer is not None  # it was there already
     return load_image(stylizer.writer.output_dir / f"{triple.id}.png")
+
+
+def _region(part: tuple[str, Style] | StyleRegion, strength: float) -> StyleRegion:
+    if isinstance(part, StyleRegion):
+        return part
+    mask, style = part
+    path = style.folder if isinstance(style, FittedLoRA) else Path(style)
+    return StyleRegion(path, mask=str(with_files_from(parse_mask_prompt(mask), Path())), strength=strength)
 
 
 class _Keep(lightning.Callback):

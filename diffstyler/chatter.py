@@ -1,4 +1,15 @@
-"""What libraries say of choices that are ours, as patterns for :func:`warnings.filterwarnings`."""
+"""What libraries say, and write, of their own accord: how it is kept away from the user and from other folders."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import secrets
+import shutil
+import tempfile
+from pathlib import Path
+
+#: on choices that are ours, as patterns for :func:`warnings.filterwarnings`
 
 LIBRARY_CHATTER = (
     r".*`isinstance\(treespec, LeafSpec\)` is deprecated",
@@ -10,3 +21,14 @@ LIBRARY_CHATTER = (
     r"\s*(``(ArgumentParser.add_instantiator|instantiate_classes)``|skip_none parameter) was deprecated",
     r"\s*By default only one JsonargparseDeprecationWarning",
 )
+
+_SETTINGS = "diffstyler-ultralytics-"
+
+
+def redirect_ultralytics() -> None:
+    """Whoever imports ultralytics after this gets a settings folder that goes with the process, and no network."""
+    if _SETTINGS not in os.environ.get("YOLO_CONFIG_DIR", ""):  # else the process that started this one cleans up
+        folder = Path(tempfile.gettempdir()) / f"{_SETTINGS}{secrets.token_hex(8)}"
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        os.environ["YOLO_CONFIG_DIR"] = str(folder)
+    os.environ.update(YOLO_AUTOINSTALL="false", YOLO_OFFLINE="true", YOLO_VERBOSE="false", ULTRALYTICS_SAFE_LOAD="1")

@@ -2,17 +2,22 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 from runs import pixels
 
 import diffstyler
 from diffstyler.backbones import StableDiffusion
+from diffstyler.errors import DiffstylerError
 from diffstyler.fit.crops import Crops
 from diffstyler.fit.data import FitData
 from diffstyler.fit.finetuner import LoRAFinetuner
+from diffstyler.images import load_image
 from diffstyler.predict.stylizer import Stylizer
 from diffstyler.predict.writer import PredictError
+from diffstyler.types import StyleRegion
 
 
 @pytest.mark.filterwarnings("ignore:GPU available but not used")
@@ -34,6 +39,30 @@ def test_stylize_returns_the_picture_with_files_and_without(studio, tiny_dir, to
     with pytest.raises(PredictError, match=r"broken\.png: .*expected a picture"):
         diffstyler.stylize(studio / "broken.png", studio / "gold.png", stylizer())
     assert not list(tmp_path.glob("stylized"))
+
+
+@pytest.mark.filterwarnings("ignore:GPU available but not used")
+def test_stylize_brings_regions_into_their_styles(studio, tiny_dir):
+    def stylizer() -> Stylizer:
+        model = StableDiffusion(str(tiny_dir))
+        return Stylizer(model, lora_dir=studio / "loras", output_dir=None, num_inference_steps=1, feather=0)
+
+    gold, tomato, photo = studio / "gold.png", studio / "tomato.png", studio / "photo.png"
+    boxes = [("box: 0,0,30,64", gold), StyleRegion(tomato, mask="box: 40,0,72,64")]
+    made = np.asarray(diffstyler.stylize(photo, stylizer=stylizer(), regions=boxes)).astype(int)
+    change = np.abs(made - np.asarray(load_image(photo))).max((0, 2))
+    assert change[30:40].max() == 0
+    assert change[:30].mean() > 5
+    assert change[40:].mean() > 5
+    for wrong in ({}, {"style": gold, "regions": boxes}):
+        with pytest.raises(DiffstylerError, match="expected a style, or regions="):
+            diffstyler.stylize(photo, **wrong)
+    with pytest.raises(DiffstylerError, match="did you mean 'point'"):
+        diffstyler.stylize(photo, regions=[("pointt: 1,2", gold)])
+
+
+def test_types_are_part_of_the_package():
+    assert (Path(diffstyler.__file__).parent / "py.typed").is_file()
 
 
 @pytest.mark.parametrize(

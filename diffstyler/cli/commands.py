@@ -122,6 +122,20 @@ def fetch_fastsam(arguments: Sequence[str]) -> None:
     print(fetch_weights(chosen.name, chosen.folder))
 
 
+def fetch_masker(arguments: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(
+        "diffstyler fetch-masker", description="Download a masker's weights into the hub's cache. All are Apache-2.0."
+    )
+    parser.add_argument(
+        "name", help="GroundedSAMMasker (about 850 MB), CLIPSegMasker (600), SAMMasker (40), or a hub id"
+    )
+    name = parser.parse_args(arguments).name
+
+    from diffstyler.masking.pretrained import fetch_masker
+
+    print(*fetch_masker(name), sep="\n")
+
+
 def demo(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser("diffstyler demo", description="Fit and predict the example pictures.")
     parser.add_argument("--output_dir", type=Path, default=Path("demo"), help="where everything goes (default: demo)")

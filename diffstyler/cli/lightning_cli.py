@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import logging
 import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -24,6 +25,9 @@ from diffstyler.fit.finetuner import LoRAFinetuner
 from diffstyler.predict.data import PredictData
 from diffstyler.predict.stylizer import Stylizer
 
+#: classes of models, which are named like their pipelines in diffusers
+FAMILIES = ("StableDiffusion", "StableDiffusionXL")
+
 
 @dataclass(frozen=True)
 class Run:
@@ -35,6 +39,7 @@ class Run:
         folders: top-level names for ``model.<name>``, and their defaults.
         trainer_defaults: of the Trainer, where they differ between commands.
         refused: settings of the Trainer that the command cannot honor, and why.
+        classes: of the objects that settings are, where none is named.
     """
 
     name: str
@@ -43,6 +48,7 @@ class Run:
     folders: Mapping[str, str]
     trainer_defaults: Callable[[], Mapping[str, object]]
     refused: Mapping[str, str] = field(default_factory=dict)
+    classes: Mapping[str, str] = field(default_factory=dict)
 
     def cli(self, arguments: Sequence[str]) -> LightningCLI:
         """Trainer, model and datamodule as the arguments say; exits with code 2 where they cannot be."""
@@ -59,6 +65,7 @@ class Run:
                 for name, default in run.folders.items():
                     parser.add_argument(f"--{name}", type=Path, default=Path(default), help=name)
                     parser.link_arguments(name, f"model.{name}")
+                parser.set_defaults({name: {"class_path": kind} for name, kind in run.classes.items()})
 
             def parse_arguments(self, parser: LightningArgumentParser, args: object) -> None:
                 self.config = parser.parse_args(args)  # type: ignore[arg-type]
@@ -71,7 +78,7 @@ class Run:
                 self.model,
                 self.data,
                 run=False,
-                args=_with_presets(arguments)[0],
+                args=_with_family(*_with_presets(arguments)),
                 save_config_callback=None,
                 seed_everything_default=False,
                 auto_configure_optimizers=False,
@@ -106,6 +113,7 @@ FIT = Run(
     FitData,
     {"lora_dir": "loras"},
     trainer_defaults=lambda: {"enable_progress_bar": False},  # one bar over all LoRAs in its place
+    classes={"model.backbone": "StableDiffusion"},
 )
 PREDICT = Run(
     "predict",
@@ -117,6 +125,13 @@ PREDICT = Run(
         ("limit_predict_batches", "fast_dev_run"),
         "it makes every row that is not made yet; give it a manifest of fewer rows",
     ),
+    classes={
+        "model.backbone": "StableDiffusion",
+        "model.injection": "CrossLoRAInjection",
+        "model.initial": "FromContentAdaIN",
+        "model.masker": "AttentionMasker",
+        "model.fusion": "FuseLatents",
+    },
 )
 
 
@@ -161,6 +176,21 @@ def _with_presets(arguments: Iterable[str]) -> tuple[list[str], list[str]]:
             words.append(word)
         before = word
     return words, configs
+
+
+def _with_family(words: list[str], configs: Iterable[str]) -> list[str]:
+    """With the class of the model's folder, where a model is named without one."""
+    flags = {word.partition("=")[0]: word for word in words if word.startswith("--model.backbone")}
+    if "--model.backbone" in flags or "--model.backbone.model" not in flags:
+        return words
+    if any(key == "model.backbone" for config in configs for key in _keys_of(config)):
+        return words
+    flag = flags["--model.backbone.model"]
+    model = flag.partition("=")[2] or next(iter(words[words.index(flag) + 1 :]), "")
+    index = Path(model) / "model_index.json"
+    kind = json.loads(index.read_text(encoding="utf-8")).get("_class_name", "") if index.is_file() else ""
+    family = kind.removesuffix("Pipeline")
+    return ["--model.backbone", family, *words] if family in FAMILIES else words
 
 
 def _preset(path: str) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import logging
 import os
 import re
@@ -9,7 +11,7 @@ import warnings
 from collections.abc import Iterable
 from typing import NoReturn
 
-from diffstyler.chatter import LIBRARY_CHATTER
+from diffstyler.chatter import LIBRARY_CHATTER, redirect_ultralytics
 from diffstyler.errors import did_you_mean
 
 
@@ -34,12 +36,35 @@ def explain(message: str, options: Iterable[str]) -> str:
         r"|(Group '[\w.]+' does not accept option '[\w.]+')",
         message,
     )
+    if told := _unknown_class(message):
+        return told
     if not unknown:
         # a value that fits none of several types: the reasons come last, one a line
         return message.strip().split("\n\n")[-1].split("Errors:\n")[-1].strip()
     found = next(group for group in unknown.groups() if group)
     key = ".".join(re.findall(r"'([\w.]+)'", found)) or found
     return f"'{key}' is not a setting{did_you_mean(key, options)}"
+
+
+def _unknown_class(message: str) -> str:
+    """Of a setting that is an object: the known names, in place of what jsonargparse expected of a path; or nothing."""
+    named = re.search(r"Expected a dot import path string: (\S+)|Given value: (\S+)\s*$", message)
+    base = re.search(r"<class '(diffstyler[\w.]*)\.(\w+)'>", message)
+    wrong = "dot import path" in message or "does not correspond to a subclass" in message
+    if not (wrong and named and base):
+        return ""
+    key, word = re.search(r'key "([\w.]+)"', message), named[1] or named[2]
+    names = sorted(_concrete(getattr(importlib.import_module(base[1]), base[2])))
+    where = f"{key[1]}: " if key else ""
+    return (
+        f"{where}no class '{word}'{did_you_mean(word, names)}; known: {', '.join(names)}, or your own by its full path"
+    )
+
+
+def _concrete(kind: type) -> set[str]:
+    """The names of our classes below it that can be made."""
+    own = {kind.__name__} if kind.__module__.startswith("diffstyler") and not inspect.isabstract(kind) else set()
+    return own.union(*map(_concrete, kind.__subclasses__()))
 
 
 def is_surprising(error: Exception) -> bool:
@@ -57,3 +82,4 @@ def quiet_libraries() -> None:
     for name in ("httpx", "matplotlib", "PIL", "fsspec"):
         logging.getLogger(name).setLevel(logging.WARNING)
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # transformers' too
+    redirect_ultralytics()  # any class path of a command line may import it

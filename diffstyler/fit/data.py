@@ -10,7 +10,7 @@ from typing import Literal, Protocol
 
 import lightning
 
-from diffstyler.errors import DiffstylerError
+from diffstyler.errors import DiffstylerError, check_placeholders
 from diffstyler.fit.bench import FitBatch, FitBench
 from diffstyler.fit.crops import Crops
 from diffstyler.fit.jobs import FitPicture
@@ -30,7 +30,7 @@ class FitData(lightning.LightningDataModule):
         jobs: CSV, JSON Lines or Parquet with a row for each LoRA, in place of a manifest or beside it: ``picture`` and,
             where they differ from the run's, ``role``, ``prompt``, ``seed``, ``steps``, ``learning_rate``, ``rank``,
             ``alpha``, ``gradient_clip``, ``mask``, ``resolution``, ``crop_size``.
-        pictures: pictures named one by one, in place of a manifest or beside it.
+        pictures: a picture, several, or a folder of them, in place of a manifest or beside it.
         role: "style" or "content": which pictures of the manifest.
         prompt: describes the picture; ``{content_prompt}`` stands for that column.
         seed: fixes crops, noise, timesteps and the initial LoRA.
@@ -44,7 +44,7 @@ class FitData(lightning.LightningDataModule):
         manifest: Path | None = None,
         *,
         jobs: Path | None = None,
-        pictures: Sequence[Path] = (),
+        pictures: Sequence[Path] | Path = (),
         role: str = "style",
         prompt: str = "painting of <sss>",
         seed: int = 0,
@@ -55,6 +55,7 @@ class FitData(lightning.LightningDataModule):
         super().__init__()
         if role not in ROLES:
             raise DiffstylerError(f"data.role: expected 'style' or 'content', got '{role}'")
+        check_placeholders(prompt, ("content_prompt",), "data.prompt: ")
         if pack_size != "auto" and pack_size < 1:
             raise DiffstylerError(f"data.pack_size: expected at least 1 or 'auto', got {pack_size}")
         if together is not None and (jobs is not None or not together):
@@ -65,7 +66,7 @@ class FitData(lightning.LightningDataModule):
             raise DiffstylerError("nothing to fit: expected data.manifest, data.jobs or data.pictures")
         self.manifest = manifest
         self.jobs = jobs
-        self.paths = pictures
+        self.paths = [path for named in _listed(pictures) for path in _pictures_at(Path(named))]
         self.role = role
         self.prompt = prompt
         self.seed = seed
@@ -127,6 +128,23 @@ class FitData(lightning.LightningDataModule):
 
     def train_dataloader(self) -> Draws:
         return Draws(self.trainer.lightning_module)  # type: ignore[union-attr, arg-type]
+
+
+_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif"}
+
+
+def _listed(pictures: Sequence[Path] | Path) -> Sequence[Path]:
+    return [pictures] if isinstance(pictures, (str, Path)) else pictures
+
+
+def _pictures_at(path: Path) -> list[Path]:
+    """The picture, or those of a folder, by name."""
+    if not path.is_dir():
+        return [path]
+    found = sorted(file for file in path.iterdir() if file.suffix.lower() in _SUFFIXES)
+    if not found:
+        raise DiffstylerError(f"data.pictures: no pictures in the folder {path}")
+    return found
 
 
 class HasBench(Protocol):

@@ -12,7 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from diffstyler.checks import MAX_SEED, in_our_words
-from diffstyler.errors import DiffstylerError
+from diffstyler.errors import DiffstylerError, check_placeholders
 from diffstyler.manifests.table import Row, Table, unknown
 from diffstyler.masking.prompt import File, with_files_from
 from diffstyler.masking.prompt_parser import parse_mask_prompt
@@ -93,6 +93,10 @@ def plain_text(value: object) -> str:
     return value
 
 
+def _prompt(value: object) -> str:
+    return check_placeholders(plain_text(value), ())
+
+
 def _number(value: object) -> object:
     if not _NUMBER.fullmatch(str(value)):
         raise PydanticCustomError("number", "expected a number")
@@ -122,6 +126,7 @@ def _mask(value: object, info: ValidationInfo) -> str:
 
 as_number, as_integer = BeforeValidator(_number), BeforeValidator(_integer)  # after the bounds in an Annotated
 Text = Annotated[str, BeforeValidator(plain_text)]
+Prompt = Annotated[str, BeforeValidator(_prompt)]
 Fraction = Annotated[float, Field(ge=0, le=1), as_number]
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED), as_integer]
 ExistingFile = Annotated[Path, BeforeValidator(_file)]

@@ -9,7 +9,7 @@ from typing import Annotated, Literal, get_args
 from pydantic import Field
 
 from diffstyler.checks import MAX_SEED
-from diffstyler.manifests.cells import Cells, ExistingFile, Folder, Mask, Seed, Text, as_integer, as_number, check
+from diffstyler.manifests.cells import Cells, ExistingFile, Folder, Mask, Prompt, Seed, as_integer, as_number, check
 from diffstyler.manifests.table import Table
 
 Role = Literal["style", "content"]
@@ -23,7 +23,7 @@ class LoRAJobCells(Cells):
 
     picture: ExistingFile
     role: Role | None = None
-    prompt: Text | None = None
+    prompt: Prompt | None = None
     seed: Seed | None = None
     steps: Count | None = None
     learning_rate: Positive | None = None

@@ -21,8 +21,8 @@ from diffstyler.manifests.cells import (
     Folder,
     Fraction,
     Mask,
+    Prompt,
     Seed,
-    Text,
     as_number,
     check,
     plain_text,
@@ -69,8 +69,8 @@ class RegionCells(Cells):
 
     style: FileOrFolder
     mask: Mask | None = None
-    prompt: Text | None = None
-    negative_prompt: Text | None = None
+    prompt: Prompt | None = None
+    negative_prompt: Prompt | None = None
     strength: Annotated[float, Field(ge=0, le=2), as_number] | None = None
     guidance_scale: Annotated[float, Field(ge=0, allow_inf_nan=False), as_number] | None = None
     start: Fraction | None = None
@@ -89,7 +89,7 @@ class PictureCells(Cells):
     content: ExistingFile
     regions: Annotated[list[RegionCells], Field(min_length=1, description="a list of one or more regions")]
     id: Annotated[str, BeforeValidator(_id)] | None = None
-    content_prompt: Text | None = None
+    content_prompt: Prompt | None = None
     seed: Seed | None = None
 
     @model_validator(mode="before")

@@ -21,23 +21,28 @@ from torch import nn
 from torch.nn import functional
 
 from diffstyler.backbones import Backbone
-from diffstyler.errors import DiffstylerError
+from diffstyler.errors import DiffstylerError, check_placeholders
 from diffstyler.images import fit_size, picture_sha256, to_tensor
 from diffstyler.masking.base import Masker, NothingFoundError, Share, checked_options
 
+OTHERS = (
+    "say where it is (box: x0,y0,x1,y1; point: x,y; file: a mask painted by hand), or name a masker that knows "
+    "photographs: GroundedSAMMasker, CLIPSegMasker, FastSAMMasker"
+)
+CURE = f"the embedded model's words are those of a rendered world (sky, water, house, tree, mountain, hill); {OTHERS}"
 ARTICLES = frozenset({"the", "a", "an", "of", "and", "in", "on", "with"})
 
 
 def _with_a_place(template: str) -> str:
     if "{phrase}" not in template:
         raise DiffstylerError(f"expected {{phrase}} in it, got '{template}'")
-    return template
+    return check_placeholders(template, ("phrase",))
 
 
 @checked_options
 @dataclass(eq=False)
 class AttentionMasker(Masker):
-    """Text by cross-attention, points by self-attention, boxes as they are.
+    """Text by cross-attention, points by color and edges, boxes as they are.
 
     Args:
         noise_levels: timesteps, as fractions of all, that the maps are averaged over.
@@ -81,31 +86,9 @@ class AttentionMasker(Masker):
         if peak < minimum:
             raise NothingFoundError(
                 f"nothing in the picture matches '{phrase}': it draws {peak:.3f} of the attention at most, "
-                f"masker.minimum is {minimum}"
+                f"masker.minimum is {minimum}; {CURE if self.minimum is None else OTHERS}"
             )
         found = torch.lerp(found, self._spread(found, grid), self.smoothing)
-        return self._cut(found / found.max(), grid, picture)
-
-    def find_points(
-        self, picture: Image.Image, positive: list[tuple[float, float]], negative: list[tuple[float, float]]
-    ) -> torch.Tensor:
-        grid = self._attend(picture, "")
-
-        def affinity(point: tuple[float, float]) -> torch.Tensor:
-            """How much each place attends to the point's, 1 at most."""
-            column = min(int(point[0] / picture.width * grid[1]), grid[1] - 1)
-            row = min(int(point[1] / picture.height * grid[0]), grid[0] - 1)
-            place = torch.zeros(math.prod(grid), device=self._encode(picture).device)
-            place[row * grid[1] + column] = 1
-            found = self._spread(self._spread(place, grid), grid)
-            return found / found.max()
-
-        found = torch.stack([affinity(point) for point in positive]).amax(0)
-        for point in negative:
-            other = affinity(point)
-            found = torch.where(other > found, 0.0, found)
-        if not found.any():
-            raise NothingFoundError("the negative points take all that the positive ones name")
         return self._cut(found / found.max(), grid, picture)
 
     def _attend(self, picture: Image.Image, prompt: str) -> tuple[int, int]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 import torch
 from PIL import Image
 from pydantic import Field, ValidationError
+from scipy import ndimage
 
 from diffstyler.checks import in_our_words
 from diffstyler.errors import DiffstylerError
@@ -45,15 +46,31 @@ class Masker(ABC):
             NothingFoundError: nothing in the picture matches.
         """
 
-    @abstractmethod
+    def find_objects(self, picture: Image.Image, phrase: str) -> list[torch.Tensor]:
+        """The masks of the single things that ``phrase`` names, at least one, the surest first.
+
+        For a masker without objects, the connected parts of :meth:`find_text`'s mask, the largest first.
+
+        Raises:
+            NothingFoundError: nothing in the picture matches.
+        """
+        parts, count = ndimage.label(self.find_text(picture, phrase).numpy() >= 0.5)  # type: ignore[misc]
+        masks = [torch.from_numpy(parts == part).float() for part in range(1, count + 1)]
+        return sorted(masks, key=lambda mask: -mask.sum())
+
     def find_points(
         self, picture: Image.Image, positive: list[tuple[float, float]], negative: list[tuple[float, float]]
     ) -> torch.Tensor:
         """The mask of what lies under the ``positive`` points and not under the ``negative`` ones, (x, y) in pixels.
 
+        For a masker without objects, the region around the points, by color and edges.
+
         Raises:
             NothingFoundError: nothing lies there.
         """
+        from diffstyler.masking.region import grow_region  # OpenCV
+
+        return grow_region(picture, positive, negative)
 
     def find_box(self, picture: Image.Image, box: tuple[float, float, float, float]) -> torch.Tensor:
         """The mask of what the box (x0, y0, x1, y1), in pixels, holds: the box itself, for a masker without objects.

@@ -6,13 +6,10 @@ into candidates; which of them a prompt means is decided here. Its weights come 
 
 from __future__ import annotations
 
-import atexit
 import hashlib
 import importlib.util
 import os
-import shutil
 import sys
-import tempfile
 import urllib.request
 import warnings
 from collections.abc import Callable, Iterator
@@ -32,6 +29,7 @@ from torch._tensor_str import printoptions as torch_printoptions
 from torch.nn import functional
 from torchvision.ops import box_iou, masks_to_boxes
 
+from diffstyler.chatter import redirect_ultralytics
 from diffstyler.errors import DiffstylerError
 from diffstyler.files import atomic_write, file_sha256
 from diffstyler.images import picture_sha256
@@ -151,6 +149,9 @@ class FastSAMMasker(Masker):
         return _whole(masks[overlap.argmax()], picture)
 
     def find_text(self, picture: Image.Image, phrase: str) -> torch.Tensor:
+        return torch.stack(self.find_objects(picture, phrase)).amax(0)
+
+    def find_objects(self, picture: Image.Image, phrase: str) -> list[torch.Tensor]:
         if self.clip is None:
             raise DiffstylerError(
                 f"mask '{phrase}': FastSAMMasker needs masker.clip for words, a folder or a hub id such as "
@@ -164,7 +165,9 @@ class FastSAMMasker(Masker):
                 f"{scores.max():.3f}, masker.threshold is {self.threshold}"
             )
         shares = logits[:, 0].masked_fill(scores < self.threshold, -torch.inf).softmax(0)
-        return _whole(self._candidates(picture)[shares >= TIE * shares.max()].any(0), picture)
+        masks = self._candidates(picture)
+        best = shares.argsort(descending=True, stable=True)
+        return [_whole(masks[index], picture) for index in best if shares[index] >= TIE * shares.max()]
 
     # ---- FastSAM
 
@@ -347,15 +350,7 @@ def _import_quietly() -> None:
     """
     if "ultralytics" in sys.modules:
         return
-    folder = tempfile.mkdtemp(prefix="diffstyler-ultralytics-")
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    os.environ.update(
-        YOLO_CONFIG_DIR=folder,
-        YOLO_AUTOINSTALL="false",
-        YOLO_OFFLINE="true",
-        YOLO_VERBOSE="false",
-        ULTRALYTICS_SAFE_LOAD="1",
-    )
+    redirect_ultralytics()
     import ultralytics
 
     ultralytics.settings.update({"sync": False})

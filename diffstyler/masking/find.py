@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from diffstyler.masking.prompt import (
     MaskPrompt,
     Minus,
     Not,
+    Pick,
     Point,
     Points,
     Text,
@@ -30,6 +32,9 @@ from diffstyler.masking.prompt import (
 )
 from diffstyler.masking.prompt_parser import parse_mask_prompt
 from diffstyler.types import Triple
+
+ALL, HARDLY_ANY = 0.98, 0.002  # shares of a picture that are seldom meant
+_log = logging.getLogger(__name__)
 
 
 def find_masks(
@@ -39,6 +44,7 @@ def find_masks(
     *,
     feather: float = 0.0,
     empty: float | None = None,
+    origin: str = "",
 ) -> list[torch.Tensor]:
     """One mask for each prompt, (H, W) float32 in [0, 1] on the CPU, at the size of the upright ``picture``.
 
@@ -48,6 +54,7 @@ def find_masks(
         prompts: of all regions of this picture; ``background`` is what the others, taken together, leave.
         feather: in pixels, for masks that have no soft border of their own.
         empty: what fills a mask that finds nothing; None = that is an error.
+        origin: names the picture where a mask is told that covers nearly all of it, or hardly anything.
 
     Raises:
         NothingFoundError: the picture does not show what a prompt asks for, or a mask is empty.
@@ -58,6 +65,7 @@ def find_masks(
     waits = [any(isinstance(node, Background) for node in prompt.walk()) for prompt in prompts]
     for index in sorted(range(len(prompts)), key=waits.__getitem__):
         mask = _found(masker, picture, prompts[index], 1 - taken, empty)
+        _tell_extremes(prompts[index], float(mask.mean()), origin)
         masks[index] = _feathered(mask, feather) if bool(((mask == 0) | (mask == 1)).all()) else mask
         if not waits[index]:
             taken = torch.maximum(taken, masks[index])
@@ -123,6 +131,14 @@ def _found(
     return mask
 
 
+def _tell_extremes(prompt: MaskPrompt, share: float, origin: str) -> None:
+    if HARDLY_ANY <= share <= ALL or isinstance(prompt, Everything):
+        return
+    where = f"{origin}: " if origin else ""
+    meant = "say `everything` if that is meant" if share > ALL else "is it the right place?"
+    _log.warning("%smask '%s' covers %.4g %% of the picture; %s", where, prompt, 100 * share, meant)
+
+
 def _mask(masker: Masker, picture: Image.Image, prompt: MaskPrompt, background: torch.Tensor) -> torch.Tensor:
     def mask_of(inner: MaskPrompt) -> torch.Tensor:
         return _mask(masker, picture, inner, background)
@@ -136,6 +152,8 @@ def _mask(masker: Masker, picture: Image.Image, prompt: MaskPrompt, background: 
         return torch.from_numpy(read_mask(prompt.path, prompt.value))
     if isinstance(prompt, Text):
         return masker.find_text(picture, prompt.phrase)
+    if isinstance(prompt, Pick):
+        return _picked(masker.find_objects(picture, prompt.inner.phrase), prompt)
     if isinstance(prompt, Points):
         sides = (prompt.positive, prompt.negative)
         return masker.find_points(picture, *([_pixels(point, picture.size) for point in side] for side in sides))
@@ -150,6 +168,29 @@ def _mask(masker: Masker, picture: Image.Image, prompt: MaskPrompt, background: 
         return 1 - mask_of(prompt.inner)
     assert isinstance(prompt, Edit)
     return _EDITS[prompt.kind](mask_of(prompt.inner), prompt.pixels)
+
+
+def _picked(found: list[torch.Tensor], pick: Pick) -> torch.Tensor:
+    """One of the masks of single things, the surest first."""
+    if pick.which.isdigit():
+        if int(pick.which) > len(found):
+            raise NothingFoundError(f"mask '{pick}': {len(found)} of them found")
+        return found[int(pick.which) - 1]
+    return min(found, key=_PICKS[pick.which])
+
+
+def _center(mask: torch.Tensor, axis: int) -> float:
+    return mask.nonzero()[:, axis].float().mean().nan_to_num(torch.inf).item()
+
+
+_PICKS = {
+    "largest": lambda mask: -mask.sum().item(),
+    "smallest": lambda mask: mask.sum().item(),
+    "left": lambda mask: _center(mask, 1),
+    "right": lambda mask: -_center(mask, 1),
+    "top": lambda mask: _center(mask, 0),
+    "bottom": lambda mask: -_center(mask, 0),
+}
 
 
 def _grown(mask: torch.Tensor, pixels: float) -> torch.Tensor:

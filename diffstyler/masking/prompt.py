@@ -146,6 +146,17 @@ class Edit(MaskPrompt):
         return f"{_grouped(self.inner, _Pair, Not)} [{self.kind} {self.pixels:g}]"
 
 
+@dataclass(frozen=True)
+class Pick(MaskPrompt):
+    """One of the things that words name: ``which`` is its number, 1 the surest, or largest, left, right, …"""
+
+    inner: Text
+    which: str
+
+    def __str__(self) -> str:
+        return f"{self.inner} [{self.which}]"
+
+
 def with_files_from(prompt: MaskPrompt, folder: Path) -> MaskPrompt:
     """The same prompt with the relative paths in it taken from ``folder``."""
     if isinstance(prompt, File):

@@ -5,7 +5,9 @@
     expression = part { ("+" | "-") part }          union, and minus; from left to right
     part       = "not" part | base { edits }
     base       = atom | "(" expression ")"
-    edits      = "[" ("grow" | "shrink" | "feather") pixels { [","] … } "]"
+    edits      = "[" (("grow" | "shrink" | "feather") pixels | pick) { [","] … } "]"
+    pick       = a number, 1 the surest, or "largest" | "smallest" | "left" | "right" | "top" | "bottom": of the things
+                 that the words before it name
     atom       = "everything" | "background"
                | "point:" x,y { x,y } [ "not" x,y { x,y } ]
                | "box:" x0,y0,x1,y1
@@ -33,6 +35,7 @@ from diffstyler.masking.prompt import (
     MaskPrompt,
     Minus,
     Not,
+    Pick,
     Point,
     Points,
     Text,
@@ -40,6 +43,7 @@ from diffstyler.masking.prompt import (
 )
 
 EDITS = ("grow", "shrink", "feather")
+PICKS = ("largest", "smallest", "left", "right", "top", "bottom")
 KINDS = ("text", "point", "box", "file")
 MAX_PIXELS = 10_000  # of an edit: more is a slip of the finger
 MAX_PARTS = 100  # all that walk the tree are recursive
@@ -117,16 +121,21 @@ class _Parser:
         while True:
             self.count()
             start = self.at
-            word = self.match(re.compile(r"[A-Za-z]+"))
-            if word is None or word[0] not in EDITS:
-                hint = did_you_mean(word[0].lower() if word else "", EDITS)
-                raise self.error(f"expected {', '.join(EDITS)}{hint}", start)
-            tree = Edit(tree, word[0], self.pixels())
+            word = self.match(re.compile(r"[A-Za-z]+|[1-9]\d{0,3}(?![\d.])"))
+            if word is None or not (word[0] in (*EDITS, *PICKS) or word[0].isdigit()):
+                hint = did_you_mean(word[0].lower() if word else "", (*EDITS, *PICKS))
+                raise self.error(f"expected {', '.join((*EDITS, *PICKS))} or a number{hint}", start)
+            tree = Edit(tree, word[0], self.pixels()) if word[0] in EDITS else self.pick(tree, word[0], start)
             self.take(",")
             if self.take("]"):
                 return tree
             if self.at == len(self.prompt):
                 raise self.error("this '[' has no ']'", opened)
+
+    def pick(self, tree: MaskPrompt, which: str, start: int) -> Pick:
+        if not isinstance(tree, Text):
+            raise self.error(f"[{which}] takes one of the things that words name: it stands right after them", start)
+        return Pick(tree, which)
 
     def pixels(self) -> float:
         start = self.at

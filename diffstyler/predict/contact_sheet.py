@@ -8,7 +8,7 @@ import logging
 import os
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated
 from urllib.parse import quote
@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from diffstyler.files import atomic_write, file_sha256, read_json
 from diffstyler.images import ImageError, load_image, picture_sha256
+from diffstyler.types import StyleRegion
 
 THUMBNAIL_SIDE = 512  # pixels
 MOST_SHOWN = 1e15  # numbers above it are no settings
@@ -128,7 +129,7 @@ def _sidecars(output_dir: Path) -> list[tuple[Path, _Sidecar]]:
 
 def _row(output_dir: Path, picture: Path, sidecar: _Sidecar, show: _Show) -> _RowView:
     content, seconds = sidecar.content or _Picture(), sidecar.seconds or 0
-    settings = {"seed": sidecar.seed, **sidecar.settings, "seconds": round(seconds, 1) or None}
+    settings = {"seed": sidecar.seed, **_in_words(sidecar.settings), "seconds": round(seconds, 1) or None}
     versions = {f"{name} version": version for name, version in sidecar.versions.items()}
     return _RowView(
         id=sidecar.id,
@@ -142,14 +143,47 @@ def _row(output_dir: Path, picture: Path, sidecar: _Sidecar, show: _Show) -> _Ro
 
 def _region(output_dir: Path, region: _Region, show: _Show) -> _RegionView:
     numbers = {name: value for name, value in (region.model_extra or {}).items() if isinstance(value, (int, float))}
-    facts = [f"{name} {value:g}" for name, value in numbers.items() if abs(value) < MOST_SHOWN]
+    share = numbers.pop("mask_share", 1.0)
+    shown = {name: value for name, value in numbers.items() if abs(value) < MOST_SHOWN and _USUAL.get(name) != value}
+    facts = [f"{name.replace('_', ' ')} {value:g}" for name, value in shown.items()]
+    mask = region.mask or "everything"
     return _RegionView(
         style=show(region.style.path or "", region.style.sha256 or ""),
         mask_picture=show(str(output_dir / region.mask_file), "") if region.mask_file else None,
-        mask=region.mask or "everything",
+        mask=mask if mask == "everything" else f"{mask} ({share:.3g} of the picture)",
         prompt=region.prompt or "",
-        facts=[*facts, f"LoRA {Path(region.lora.path).name}"] if region.lora.path else facts,
+        facts=[*facts, f"LoRA {_lora_name(region.lora.path)}"] if region.lora.path else facts,
     )
+
+
+#: of a region, and so not worth a word
+_USUAL = {field.name: field.default for field in fields(StyleRegion)}
+
+
+def _in_words(settings: dict, under: str = "") -> dict[str, str]:
+    """Nested settings by names and values as one says them; what is not set is left out."""
+    told: dict[str, str] = {}
+    for name, value in settings.items():
+        words = f"{under}{name.replace('_', ' ')}"
+        if isinstance(value, dict):
+            kind = value.get("class") or value.get("name")
+            told |= {words: str(kind)} if kind else {}
+            told |= _in_words({k: v for k, v in value.items() if v != kind}, f"{words}: ")
+        elif value not in (None, "", []):
+            told[words] = ", ".join(map(str, value)) if isinstance(value, list) else _plain(value)
+    return told
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _lora_name(path: str) -> str:
+    """Of the folder, where the file has the name that all have."""
+    file = Path(path)
+    return file.parent.name if file.name == "pytorch_lora_weights.safetensors" else file.name
 
 
 def _shown(output_dir: Path, written: str, sha256: str) -> _Shown:
@@ -159,7 +193,7 @@ def _shown(output_dir: Path, written: str, sha256: str) -> _Shown:
         return _Shown("", "not recorded")
     try:
         if path.suffix.lower() == ".safetensors" or path.is_dir():
-            return _Shown(path.name, "LoRA")
+            return _Shown(_lora_name(written), "LoRA")
         thumbnail = _thumbnail(output_dir / "thumbnails", path, sha256)
         with Image.open(thumbnail) as image:
             width, height = image.size

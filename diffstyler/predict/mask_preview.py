@@ -94,7 +94,9 @@ def _preview(masker: Masker, triple: Triple, feather: float, output_dir: Path) -
     picture = load_image(triple.content)
     prompts = [parse_mask_prompt(region.mask) for region in triple.regions]
     with torch.no_grad():
-        masks = find_masks(masker, picture, prompts, feather=feather * min(picture.size))
+        masks = find_masks(
+            masker, picture, prompts, feather=feather * min(picture.size), origin=triple.origin or triple.id
+        )
     regions = []
     (output_dir / "masks").mkdir(parents=True, exist_ok=True)
     for number, (region, mask) in enumerate(zip(triple.regions, masks, strict=True), start=1):

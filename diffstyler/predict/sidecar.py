@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from diffstyler.diffusion.fusion import shares
 from diffstyler.images import to_image, to_tensor
+from diffstyler.masking.prompt import Everything
 from diffstyler.predict.picture_job import PictureJob, RegionJob
 from diffstyler.types import Stylized
 
@@ -35,15 +36,14 @@ def finish(job: PictureJob, pixels: torch.Tensor, seconds: float, *, keep_outsid
     cover = coverage(job.regions, original.shape[1:])
     if keep_outside:
         full = torch.lerp(original, full, cover)
-    masks = {
-        f"masks/{job.triple.id}-{i}.png": region.mask
-        for i, region in enumerate(job.regions, start=1)
-        if region.mask is not None
-    }
-    regions = [region.describe() for region in job.regions]
-    for name, mask in masks.items():
-        number = int(name.removesuffix(".png").rsplit("-", 1)[1])
-        regions[number - 1] |= {"mask_file": name, "mask_share": round(float(mask.mean()), 4)}
+    masks, regions = {}, []
+    for number, region in enumerate(job.regions, start=1):
+        mask = torch.ones(original.shape[1:]) if region.mask is None else region.mask
+        told = {**region.describe(), "mask_share": round(float(mask.mean()), 4)}
+        if not isinstance(region.mask_prompt, Everything):
+            told["mask_file"] = name = f"masks/{job.triple.id}-{number}.png"
+            masks[name] = mask
+        regions.append(told)
     provenance = {
         "id": job.triple.id,
         "key": job.key,

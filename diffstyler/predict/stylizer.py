@@ -24,7 +24,7 @@ from diffstyler.diffusion.initial import FromContentAdaIN, InitialLatents
 from diffstyler.diffusion.injection import CrossLoRAInjection, Injection
 from diffstyler.diffusion.sampling import denoise
 from diffstyler.distributed import ended_by_sigterm
-from diffstyler.errors import DiffstylerError
+from diffstyler.errors import DiffstylerError, check_placeholders
 from diffstyler.images import fit_size, load_image, picture_sha256
 from diffstyler.masking import AttentionMasker, Masker, check_masks, find_masks
 from diffstyler.memory.forecast import PredictForecast, forecast_predict
@@ -143,6 +143,8 @@ class Stylizer(lightning.LightningModule):
             raise DiffstylerError(f"model.num_inference_steps: expected at least 1, got {num_inference_steps}")
         if rows_per_call is not None and rows_per_call < 2:
             raise DiffstylerError(f"model.rows_per_call: expected at least 2, got {rows_per_call}")
+        check_placeholders(prompt, ("lora_prompt", "content_prompt"), "model.prompt: ")
+        check_placeholders(negative_prompt, (), "model.negative_prompt: ")
         if not 0 <= feather <= 0.5:
             raise DiffstylerError(f"model.feather: expected a fraction of the short side in 0 … 0.5, got {feather}")
         self.backbone = backbone if backbone is not None else StableDiffusion()
@@ -314,7 +316,8 @@ class Stylizer(lightning.LightningModule):
         prompts = [region.mask_prompt for region in job.regions]
         empty = {"error": None, "skip": 0.0, "whole": 1.0}[self.on_empty_mask]
         feather = self.feather * min(job.image.size)
-        masks = find_masks(self.masker, job.image, prompts, feather=feather, empty=empty)
+        origin = job.triple.origin or job.triple.id
+        masks = find_masks(self.masker, job.image, prompts, feather=feather, empty=empty, origin=origin)
         settled = [None if bool((mask == 1).all()) else mask for mask in masks]
         return replace(job, regions=tuple(replace(r, mask=m) for r, m in zip(job.regions, settled, strict=True)))
 

@@ -226,6 +226,79 @@ def test_what_the_trainer_cannot_be_here_is_told_in_a_line(flags, told, command,
     assert told in line
 
 
+@pytest.mark.parametrize(
+    ("run", "expected"),
+    [
+        (FIT, {"backbone": "StableDiffusion"}),
+        (
+            PREDICT,
+            {
+                "backbone": "StableDiffusion",
+                "injection": "CrossLoRAInjection",
+                "initial": "FromContentAdaIN",
+                "masker": "AttentionMasker",
+                "fusion": "FuseLatents",
+            },
+        ),
+    ],
+    ids=lambda value: getattr(value, "name", ""),
+)
+def test_the_classes_that_run_are_printed(run, expected, capsys):
+    with pytest.raises(SystemExit):
+        run.cli(["--print_config"])
+    printed = yaml.safe_load(capsys.readouterr().out)["model"]
+    told = {name: printed[name]["class_path"].rsplit(".", 1)[-1] for name in expected}
+    assert told == expected
+    model = run.cli(CPU).model
+    assert {name: type(getattr(model, name)).__name__ for name in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("flag", "word", "told"),
+    [
+        ("--model.backbone", "Flux", "known: StableDiffusion, StableDiffusionXL, or your own"),
+        (
+            "--model.masker",
+            "SAM",
+            "known: AttentionMasker, CLIPSegMasker, FastSAMMasker, GroundedSAMMasker, SAMMasker, or",
+        ),
+        ("--model.injection", "CrossLoRAInjektion", "did you mean 'CrossLoRAInjection'?"),
+        ("--model.masker", "json.JSONDecoder", "known: AttentionMasker"),
+    ],
+)
+def test_an_unknown_class_is_told_with_the_known_ones(flag, word, told, capsys):
+    with pytest.raises(SystemExit) as caught:
+        PREDICT.cli([*CPU, flag, word])
+    assert caught.value.code == 2
+    first, *rest = capsys.readouterr().err.strip().splitlines()
+    assert first.startswith(f"diffstyler predict: {flag[2:]}: no class '{word}'")
+    assert told in first
+    assert rest == ["see diffstyler predict --help"]
+
+
+def test_a_model_without_a_class_is_of_the_one_that_its_folder_names(tmp_path, families):
+    for spelling in (["--model.backbone.model", "{}"], ["--model.backbone.model={}"]):
+        for family, expected in (("sd1", "StableDiffusion"), ("sdxl", "StableDiffusionXL")):
+            flags = [word.format(families[family] / "model") for word in spelling]
+            assert type(PREDICT.cli([*CPU, *flags]).model.backbone).__name__ == expected
+    assert PREDICT.cli([*CPU, "--model.backbone.model", str(tmp_path)]).model.backbone.model == str(tmp_path)
+    (tmp_path / "my.yaml").write_text("model: {backbone: {class_path: StableDiffusion}}")
+    told = ["--config", str(tmp_path / "my.yaml"), "--model.backbone.model", str(families["sdxl"] / "model")]
+    assert type(PREDICT.cli([*CPU, *told]).model.backbone).__name__ == "StableDiffusion"
+
+
+def test_a_picture_or_a_folder_is_named_in_a_flag(tmp_path):
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).write_bytes(b"")
+    for flag, names in (
+        ("a.png", ["a.png"]),
+        (str(tmp_path), ["a.png", "b.png"]),
+        ("[a.png, b.png]", ["a.png", "b.png"]),
+    ):
+        data = FIT.cli(["--trainer.accelerator", "cpu", "--data.pictures", flag]).datamodule
+        assert [path.name for path in data.paths] == names
+
+
 def test_two_configs_are_read_both(tmp_path):
     (tmp_path / "shared.yaml").write_text("lora_dir: loras\nmodel: {max_memory: 4}")
     assert owners(["--config", "shared.yaml"]) == {}

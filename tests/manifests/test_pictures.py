@@ -384,3 +384,13 @@ def test_a_path_or_mask_of_many_rows_is_looked_up_once(folder, name, monkeypatch
     assert len(read_manifest(path)) == 50
     assert [asked.count("a.jpg"), asked.count("lora")] == [1, 1]
     assert asked.count("mask.png") <= 1
+
+
+@pytest.mark.parametrize("column", ["prompt", "negative_prompt", "content_prompt"])
+def test_placeholders_that_nothing_is_put_in_for_are_told(tmp_path, column):
+    """They would be drawn as text, a whole run long."""
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).write_bytes(b"")
+    (tmp_path / "m.csv").write_text(f"content,style,{column}\na.png,b.png,a {{lora_promt}} of it\n")
+    with pytest.raises(ValueError, match=r"row 2.*: unknown placeholder '\{lora_promt\}' in 'a \{lora_promt\} of it'"):
+        read_manifest(tmp_path / "m.csv")

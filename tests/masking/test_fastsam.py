@@ -1,6 +1,7 @@
 """FastSAM's candidates: which of them a prompt means, and how little ultralytics may do to the process."""
 
 import hashlib
+import importlib.util
 import json
 import os
 import subprocess
@@ -16,6 +17,10 @@ from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcesso
 from diffstyler.backbones.source import EMBEDDED
 from diffstyler.masking import NothingFoundError, fastsam
 from diffstyler.masking.fastsam import FastSAMMasker, fetch_weights
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("ultralytics") is None, reason="needs the extra fastsam, which `make test` installs"
+)
 
 HEIGHT, WIDTH = 30, 40
 PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8))
@@ -498,3 +503,15 @@ def test_nothing_is_written_but_temporary_files(process):
     assert Path(process["config"]).parent.parent == Path(process["home"])
     assert all(path.startswith((process["config"], "/dev/")) for path in process["written"]), process["written"]
     assert process["left"] == []
+
+
+def test_a_command_line_that_imports_ultralytics_writes_nothing_at_home(tmp_path):
+    """A class path is imported while it is read, long before any masker is made."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("YOLO", "ULTRALYTICS"))}
+    environment |= {"HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path / "config"), "TMPDIR": str(tmp_path)}
+    environment |= {"MPLCONFIGDIR": str(tmp_path.parent / "matplotlib")}
+    command = [sys.executable, "-m", "diffstyler", "masks", "--masker", "ultralytics.FastSAM"]
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 2
+    assert "ultralytics.FastSAM" in done.stderr
+    assert list(tmp_path.iterdir()) == []

@@ -146,7 +146,8 @@ def test_check_masks_lists_every_problem_before_anything_runs(tmp_path: Path):
     assert [line for line in told.split("\n") if line.startswith("m.csv")] == [
         "m.csv row 1: mask 'box: 0,0,41,9': expected x within the picture's 40 pixels",
         "m.csv row 2: mask 'point: 3,31': expected y within the picture's 30 pixels",
-        "m.csv row 3: expected grow, shrink, feather; did you mean 'grow'? (character 4)",
+        "m.csv row 3: expected grow, shrink, feather, largest, smallest, left, right, top, bottom or a number; did you "
+        "mean 'grow'? (character 4)",
         f"m.csv row 5: mask '{prompts[5]}': expected 40 x 30 pixels like the content, got 8 x 8",
     ]
 
@@ -190,7 +191,16 @@ def test_attention_masker_takes_only_the_phrase_and_leaves_articles(tiny):
 def test_attention_masker_finds_nothing_honestly(tiny):
     masker = AttentionMasker(minimum=0.9)
     masker.setup(tiny)
-    with pytest.raises(NothingFoundError, match=r"nothing in the picture matches 'tree': .* masker.minimum is 0.9"):
+    with pytest.raises(
+        NothingFoundError, match=r"nothing in the picture matches 'tree': .* masker.minimum is 0.9"
+    ) as e:
+        masker.find_text(Image.new("RGB", (64, 64)), "tree")
+    assert all(way in str(e.value) for way in ("box: ", "point: ", "file: ", "GroundedSAMMasker", "CLIPSegMasker"))
+    assert "rendered world" not in str(e.value)  # this is another model
+    tiny.mask_minimum = 0.9  # as of the embedded one
+    masker = AttentionMasker()
+    masker.setup(tiny)
+    with pytest.raises(NothingFoundError, match="a rendered world"):
         masker.find_text(Image.new("RGB", (64, 64)), "tree")
 
 
@@ -259,3 +269,39 @@ def test_masks_of_the_command_tell_wrong_options_and_help(capsys, tmp_path):
     out = capsys.readouterr().out
     assert all(f"--masker.{name}" in out for name in AttentionMasker().settings if name != "class")
     assert "share of its" in out
+
+
+def test_a_mask_of_nearly_all_or_hardly_anything_is_said(caplog):
+    masks("everything", "left", "top + not top - dot", "dot", origin="m.csv row 3")
+    told = [message for message in caplog.messages if "of the picture" in message]
+    assert told == [
+        "m.csv row 3: mask 'top + not top - dot' covers 99.92 % of the picture; say `everything` if that is meant",
+        "m.csv row 3: mask 'dot' covers 0.08333 % of the picture; is it the right place?",
+    ]
+
+
+def test_points_of_a_masker_without_objects_are_regions(tiny):
+    """The default masker answers a point with the thing under it, not with all that its attention reaches."""
+    picture = Image.new("RGB", (96, 64), "olive")
+    picture.paste("white", (10, 10, 40, 50))
+    masker = AttentionMasker()
+    masker.setup(tiny)
+    (mask,) = find_masks(masker, picture, [parse_mask_prompt("point: 25,30")])
+    expected = torch.zeros(64, 96)
+    expected[10:50, 10:40] = 1
+    assert (mask != expected).float().mean() < 0.01
+
+
+@pytest.mark.parametrize(
+    ("prompt", "expected"), [("corners [1]", (20, 40)), ("corners [largest]", (20, 40)), ("corners [left]", (0, 10))]
+)
+def test_parts_of_a_mask_are_the_things_of_a_masker_without_objects(prompt, expected):
+    class Corners(Halves):
+        def find_text(self, picture: Image.Image, phrase: str) -> torch.Tensor:
+            mask = torch.zeros(30, 40)
+            mask[:5, :10] = mask[10:, 20:] = 1
+            return mask
+
+    (mask,) = find_masks(Corners(), PICTURE, [parse_mask_prompt(prompt)])
+    columns = mask.amax(0).nonzero().flatten()
+    assert (int(columns[0]), int(columns[-1]) + 1) == expected

@@ -33,6 +33,10 @@ class Page(HTMLParser):
         return [attrs[name] for found, attrs in self.tags if found == tag and attrs.get(name)]
 
 
+def _rows(page: Page) -> str:
+    return page.html.split("<main>")[1].split("</main>")[0]
+
+
 @pytest.fixture
 def output(tmp_path):
     (tmp_path / "output").mkdir()
@@ -89,12 +93,31 @@ def test_a_row_shows_content_styles_masks_result_and_settings(output, tmp_path):
     for shown in ("the sky", "waves", "strength 0.75", "LoRA monet.safetensors", "the house", "hokusai.safetensors"):
         assert shown in page.text
     for setting in (
-        ("num_inference_steps", "31"),
+        ("num inference steps", "31"),
         ("seed", "11"),
         ("diffusers version", "0.36.0"),
         ("seconds", "12.3"),
     ):
         assert "".join(setting) in page.text
+
+
+def test_a_lora_goes_by_its_own_name_and_usual_values_are_not_told(output):
+    lora = "loras/monet-1a2b/pytorch_lora_weights.safetensors"
+    usual = {"strength": 1.0, "start": 1.0, "stop": 0.0}
+    add(output, "one", regions=[{"style": {"path": lora}, "lora": {"path": lora}, **usual, "guidance_scale": 4.0}])
+    page = Page(write_sheet(output))
+    assert "LoRA monet-1a2b" in page.text
+    assert "guidance scale 4" in page.text
+    assert not any(word in _rows(page) for word in ("pytorch_lora_weights", "strength", "start", "stop"))
+
+
+def test_settings_are_told_in_words(output):
+    injection = {"class": "CrossLoRAInjection", "features": 0.6, "adaptive": False}
+    add(output, "one", settings={"injection": injection, "rows_per_call": None, "noise_levels": [0.1, 0.2]})
+    page = Page(write_sheet(output))
+    told = ("injectionCrossLoRAInjection", "injection: features0.6", "injection: adaptiveno", "noise levels0.1, 0.2")
+    assert all(words in page.text for words in told)
+    assert not any(sign in _rows(page) for sign in ("{", "None", "rows per"))
 
 
 def test_the_page_links_relatively_and_loads_lazily(output, tmp_path):

@@ -55,7 +55,18 @@ def test_the_mask_lies_beside_the_picture_and_on_the_sheet(studio, tiny_dir):
     assert first.shape == (64, 72)
     assert np.abs(first.astype(int) + second - 255).max() <= 1
     assert described[0]["mask_share"] == pytest.approx(30 * 30 / (64 * 72), abs=0.01)
-    assert described[0]["mask_file"] in (studio / "out" / "index.html").read_text()
+    page = (studio / "out" / "index.html").read_text()
+    assert described[0]["mask_file"] in page
+    assert f"box: 20,10,50,40 ({described[0]['mask_share']:.3g} of the picture)" in page
+
+
+def test_mask_and_share_are_recorded_also_of_a_mask_that_covers_all(studio, tiny_dir):
+    whole, plain = {"mask": "box: 0,0,72,64"}, {"style": "tomato"}
+    stylize(studio, tiny_dir, regions(studio, whole), regions(studio, plain, id="plain"))
+    (told,), (everything,) = (sidecar(studio, name)["regions"] for name in ("r", "plain"))
+    assert told["mask_share"] == everything["mask_share"] == 1
+    assert np.asarray(Image.open(studio / "out" / told["mask_file"])).min() == 255
+    assert "mask_file" not in everything
 
 
 def test_a_mask_of_everything_is_no_mask(studio, tiny_dir):
