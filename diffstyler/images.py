@@ -18,6 +18,7 @@ from diffstyler.errors import DiffstylerError
 from diffstyler.files import atomic_write
 
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF")
+WEIGHTS = frozenset({".safetensors", ".pt", ".pth", ".ckpt", ".bin"})
 MAX_ASPECT = 4  # beyond it the models repeat their subject along the long side
 _EXPECTED = f"expected a picture ({', '.join(FORMATS[:-1])} or {FORMATS[-1]})"
 _TURNS = {
@@ -106,7 +107,8 @@ def _faults_told(path: Path) -> Iterator[None]:
 def _orientation(file: Image.Image, path: Path) -> int:
     """1 … 8 as EXIF counts them; 1 is upright."""
     try:
-        return int(file.getexif().get(ExifTags.Base.Orientation, 1))
+        told = file.getexif().get(ExifTags.Base.Orientation, 1)
+        return told if told in _TURNS else 1
     except Exception as error:  # as of the decoders
         _log.warning("%s: its EXIF data cannot be read (%s); taken as upright", path, error)
         return 1
@@ -128,8 +130,8 @@ def picture_sha256(image: Image.Image) -> str:
 
 
 def is_picture(style: Path) -> bool:
-    """Whether a style is named by a picture, rather than by its LoRA (a folder or a .safetensors file)."""
-    return not style.is_dir() and style.suffix != ".safetensors"
+    """Whether a style is named by a picture, rather than by its LoRA (a folder or a file of weights)."""
+    return not style.is_dir() and style.suffix.lower() not in WEIGHTS
 
 
 def to_tensor(image: Image.Image, size: tuple[int, int] | None = None) -> torch.Tensor:

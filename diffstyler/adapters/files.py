@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from diffstyler.adapters.dialects import other_method, place_of, with_text_model, without_text_model
 from diffstyler.adapters.lora import LoRA, LowRank
 from diffstyler.errors import DiffstylerError
+from diffstyler.files import read_json
 
 WEIGHTS_NAME = "pytorch_lora_weights.safetensors"
 PEFT_NAME = "adapter_model.safetensors"
@@ -57,17 +59,17 @@ class Contents:
         roles, fields = self.modules[part, module], self.config.get(part)
         rank = len(roles["down"])
         if "alpha" in roles:
-            return float(roles["alpha"]) / rank
+            return float(roles["alpha"].flatten()[0]) / rank
         if fields is None:
             return 1.0
         if fields.get("use_dora"):
             raise LoRAFileError(f"{self.path}: its configuration asks for DoRA, which a plain LoRA cannot express")
         name = module if part == "unet" else with_text_model(module)
-        stated = _patterned(fields.get("rank_pattern"), name, fields.get("r", rank))
+        stated = _patterned(self.path, fields, "rank_pattern", name, fields.get("r", rank))
         if stated != rank:
             told = f"{module} has rank {rank}, but its metadata says {stated}"
             raise LoRAFileError(f"{self.path}: {told}; fit this LoRA again")
-        alpha = _patterned(fields.get("alpha_pattern"), name, fields.get("lora_alpha", rank))
+        alpha = _patterned(self.path, fields, "alpha_pattern", name, fields.get("lora_alpha", rank))
         return _scale(alpha, rank, bool(fields.get("use_rslora")))
 
 
@@ -201,7 +203,7 @@ def lora_files(path: Path) -> dict[str, Path]:
         raise LoRAFileError(
             f"{names[0]}: no such file; expected a LoRA folder with {WEIGHTS_NAME}, or a .safetensors file"
         )
-    if file.suffix != ".safetensors":
+    if file.suffix.lower() != ".safetensors":
         raise LoRAFileError(f"{file}: expected a .safetensors file; other formats can run code when they are opened")
     return {"": file}
 
@@ -231,11 +233,19 @@ def _check_modules(file: Path, modules: Modules) -> None:
         absent = next((role for role in ("down", "up") if role not in roles), None)
         if absent:
             raise LoRAFileError(f"{file}: {part} {module} has no {absent} weights (lora_A is down, lora_B is up)")
-        if len(roles["down"]) != roles["up"].shape[1]:
-            shapes = " and ".join(str(tuple(roles[role].shape)) for role in ("down", "up"))
+        down, up = roles["down"], roles["up"]
+        if not are_matrices(down, up) or len(down) != up.shape[1]:
+            shapes = " and ".join(str(tuple(tensor.shape)) for tensor in (down, up))
             raise LoRAFileError(f"{file}: {part} {module}: down and up weights {shapes} do not share a rank")
+        if "alpha" in roles and roles["alpha"].numel() != 1:
+            raise LoRAFileError(f"{file}: {part} {module}: expected one alpha, got {roles['alpha'].numel()}")
         if not all(torch.isfinite(tensor).all() for tensor in roles.values()):
             raise LoRAFileError(f"{file}: {part} {module} has NaN or infinite values; fit this LoRA again")
+
+
+def are_matrices(*tensors: torch.Tensor) -> bool:
+    """Whether they can be a LoRA's: matrices, or convolutions, with something in them."""
+    return all(tensor.ndim in (2, 4) and tensor.numel() > 0 for tensor in tensors)
 
 
 def _plain(config: LoraConfig) -> dict:
@@ -250,10 +260,14 @@ def _peft_config(file: Path, part: str, metadata: dict[str, str]) -> dict[str, d
     try:
         if text is None:
             is_peft = file.name == PEFT_NAME and beside.is_file()
-            return {part or "unet": json.loads(beside.read_text())} if is_peft else {}
+            if not is_peft:
+                return {}
+            return {part or "unet": read_json(beside)}
         fields = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise LoRAFileError(f"{file}: its LoRA configuration is not JSON ({error})") from error
+    if not isinstance(fields, dict):
+        raise LoRAFileError(f"{file}: its LoRA configuration is no JSON object, but {type(fields).__name__}")
     parts = {key.split(".", 1)[0] for key in fields if "." in key}
     if not parts:  # as diffusers writes a UNet alone
         return {"unet": fields}
@@ -264,7 +278,27 @@ def _scale(alpha: float, rank: int, rank_stabilized: bool) -> float:
     return alpha / (math.sqrt(rank) if rank_stabilized else rank)
 
 
-def _patterned(patterns: dict | None, module: str, default: int) -> int:
-    """The value of the first pattern that the module's name ends with, as peft takes it."""
-    patterns = patterns or {}
-    return patterns.get(get_pattern_key(list(patterns), module), default)
+def _patterned(path: Path, fields: dict, field: str, module: str, default: object) -> float:
+    """The value of the first pattern that the module's name ends with, as peft takes it; else the default.
+
+    Raises:
+        LoRAFileError: it is no finite number, or a pattern is none, or may take for ever.
+    """
+    patterns = fields.get(field) or {}
+    if not isinstance(patterns, dict) or not all(map(_is_quick, patterns)):
+        told = str(patterns)[:80]
+        raise LoRAFileError(f"{path}: expected patterns of module names in its {field}, got {told}")
+    value = patterns.get(get_pattern_key(list(patterns), module), default)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise LoRAFileError(f"{path}: expected numbers in its configuration, got {str(value)[:80]} for {module}")
+    return value
+
+
+def _is_quick(pattern: str) -> bool:
+    """Whether it is a regular expression that ends in good time: with two repetitions at most, and none of a group."""
+    repeated = re.findall(r"(.?)([*+{?])", re.sub(r"\\.", "x", pattern))
+    try:
+        re.compile(pattern)
+    except (re.error, OverflowError, RecursionError):
+        return False
+    return len(pattern) <= 500 and len(repeated) <= 2 and all(before not in ")(" for before, _ in repeated)

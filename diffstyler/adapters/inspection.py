@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 
 from diffstyler.adapters.dialects import other_method
-from diffstyler.adapters.files import PREDICTION_KEY, Contents, LoRAFileError, read_contents, read_lora
-from diffstyler.adapters.library import RECORD_NAME
+from diffstyler.adapters.files import PREDICTION_KEY, Contents, LoRAFileError, are_matrices, read_contents, read_lora
+from diffstyler.adapters.library import read_record
+from diffstyler.errors import DiffstylerError
 
 #: width of the text embeddings that cross-attention reads -> family
 FAMILY_BY_WIDTH = {768: "sd1", 1024: "sd2", 2048: "sdxl", 96: "embedded"}
@@ -35,12 +37,18 @@ def inspect_lora(path: Path) -> dict[str, object]:
         LoRAFileError: not there, or not a readable safetensors file.
     """
     found = read_contents(path)
-    pairs = [place for place, roles in found.modules.items() if {"down", "up"} <= roles.keys()]
+    pairs = [
+        place
+        for place, roles in found.modules.items()
+        if {"down", "up"} <= roles.keys() and are_matrices(roles["down"], roles["up"])
+    ]
     norms = [norm for part, module in pairs if math.isfinite(norm := _norm(found, part, module))]
     base_model = next((found.metadata[key] for key in BASE_MODEL_KEYS if key in found.metadata), None)
     named = next((family for name, family in FAMILY_BY_NAME.items() if str(base_model).startswith(name)), None)
-    beside = found.files[0].with_name(RECORD_NAME)  # diffstyler's own record
-    record = json.loads(beside.read_text(encoding="utf-8"))["settings"] if beside.is_file() else {}
+    try:
+        record = read_record(found.files[0].parent).identity.settings
+    except DiffstylerError:  # none of diffstyler's own, or a damaged one
+        record = {}
     return {
         "file": str(found.path),
         "megabytes": round(sum(file.stat().st_size for file in found.files) / 1e6, 2),
@@ -70,15 +78,20 @@ def family_of(found: Contents) -> str | None:
     None where no such module has LoRA.
     """
     for (part, module), roles in found.modules.items():
-        if part == "unet" and module.endswith(("attn2.to_k", "attn2.to_v")) and "down" in roles:
-            return FAMILY_BY_WIDTH.get(roles["down"].shape[1])
+        if part == "unet" and module.endswith(("attn2.to_k", "attn2.to_v")) and _width(roles):
+            return FAMILY_BY_WIDTH.get(_width(roles))
     places = list(found.modules)
     if any(p == "text_encoder_2" or "transformer_blocks.1." in m or m.startswith("add_embedding") for p, m in places):
         return "sdxl"
     for (part, module), roles in found.modules.items():
-        if part == "text_encoder" and module.endswith((".q_proj", ".k_proj", ".v_proj", ".fc1")) and "down" in roles:
-            return FAMILY_BY_WIDTH.get(roles["down"].shape[1])
+        if part == "text_encoder" and module.endswith((".q_proj", ".k_proj", ".v_proj", ".fc1")) and _width(roles):
+            return FAMILY_BY_WIDTH.get(_width(roles))
     return None
+
+
+def _width(roles: Mapping[str, torch.Tensor]) -> int:
+    """Of what a module reads; 0 where its down weights do not tell."""
+    return roles["down"].shape[1] if "down" in roles and are_matrices(roles["down"]) else 0
 
 
 def _norm(found: Contents, part: str, module: str) -> float:
@@ -92,11 +105,12 @@ def _norm(found: Contents, part: str, module: str) -> float:
 
 
 def _scale(found: Contents, part: str, module: str) -> float:
-    """As a file that would not load states it; 1 where it contradicts itself."""
+    """As a file that would not load states it; 1 where it contradicts itself, or states no number."""
     try:
-        return found.scale(part, module)
-    except LoRAFileError:
+        scale = found.scale(part, module)
+    except (LoRAFileError, IndexError):
         return 1.0
+    return scale if math.isfinite(scale) else 1.0
 
 
 def _problem(path: Path) -> str | None:

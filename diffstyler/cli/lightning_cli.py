@@ -10,8 +10,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from pydoc import locate
 
 import yaml
+from jsonargparse import set_parsing_settings
 from lightning import LightningDataModule, LightningModule
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins.environments import SLURMEnvironment
@@ -55,6 +57,7 @@ class Run:
         for logger in ("lightning.pytorch", "lightning.fabric"):  # importing them sets the level
             logging.getLogger(logger).setLevel(logging.WARNING)
         run = self
+        set_parsing_settings(import_path_denylist=["os", "pydoc"])  # and its own list; as errors, not as warnings
 
         class CLI(LightningCLI):
             def init_parser(self, **kwargs: object) -> LightningArgumentParser:
@@ -69,6 +72,9 @@ class Run:
 
             def parse_arguments(self, parser: LightningArgumentParser, args: object) -> None:
                 self.config = parser.parse_args(args)  # type: ignore[arg-type]
+                for name, path in _class_paths(self.config.as_dict()):
+                    if not isinstance(locate(path), type):  # a function would be called to make the object
+                        parser.error(f"{name}: expected a class, got '{path}'")
                 for name, why in run.refused.items():
                     if self.config.trainer[name] != parser.get_default(f"trainer.{name}"):
                         parser.error(f"trainer.{name}: {run.name} cannot honor it: {why}")
@@ -147,6 +153,18 @@ def owners(arguments: Sequence[str]) -> dict[str, set[str]]:
     named = {".".join(key.split(".")[:2]) for key in keys}
     alone = {"fit": FIT.settings - PREDICT.settings, "predict": PREDICT.settings - FIT.settings}
     return {name: named & settings for name, settings in alone.items() if named & settings}
+
+
+def _class_paths(settings: object, name: str = "") -> Iterator[tuple[str, str]]:
+    """Each class that settings name, however deep: where, and its import path."""
+    if isinstance(settings, dict):
+        if isinstance(path := settings.get("class_path"), str):
+            yield name, path
+        for key, inner in settings.items():
+            yield from _class_paths(inner, f"{name}.{key}".lstrip("."))
+    elif isinstance(settings, (list, tuple)):
+        for inner in settings:
+            yield from _class_paths(inner, name)
 
 
 def _keys_of(config: str) -> Iterator[str]:

@@ -150,6 +150,8 @@ class LoRAFinetuner(lightning.LightningModule):
         for name, value in {"rank": rank, "batch_size": batch_size, "checkpoint_every": checkpoint_every}.items():
             if value < 1:
                 raise DiffstylerError(f"model.{name}: expected at least 1, got {value}")
+        if gradient_clip is not None and not 0 < gradient_clip < math.inf:
+            raise DiffstylerError(f"model.gradient_clip: expected a number above 0, or null, got {gradient_clip}")
         self.automatic_optimization = False  # each LoRA has an optimizer of its own
         self.backbone = backbone if backbone is not None else StableDiffusion()
         self.library = LoRALibrary(lora_dir)

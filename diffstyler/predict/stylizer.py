@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
@@ -47,6 +48,9 @@ from diffstyler.provenance import describe
 from diffstyler.types import Failed, Schedule, StyleRegion, Stylized, Trajectory, Triple
 
 log = logging.getLogger(__name__)
+
+#: every family was trained on 1000 timesteps, and a grid begins at the second
+MOST_STEPS = 999
 
 
 def _failed(job: PictureJob, error: Exception) -> Failed:
@@ -139,8 +143,11 @@ class Stylizer(lightning.LightningModule):
         max_memory: float | None = None,
     ) -> None:
         super().__init__()
-        if num_inference_steps < 1:
-            raise DiffstylerError(f"model.num_inference_steps: expected at least 1, got {num_inference_steps}")
+        for name, steps in {"num_inference_steps": num_inference_steps, "inversion_steps": inversion_steps}.items():
+            if steps is not None and not 1 <= steps <= MOST_STEPS:
+                raise DiffstylerError(f"model.{name}: expected 1 … {MOST_STEPS}, got {steps}")
+        if not 0 <= guidance_scale < math.inf:
+            raise DiffstylerError(f"model.guidance_scale: expected a number of at least 0, got {guidance_scale}")
         if rows_per_call is not None and rows_per_call < 2:
             raise DiffstylerError(f"model.rows_per_call: expected at least 2, got {rows_per_call}")
         check_placeholders(prompt, ("lora_prompt", "content_prompt"), "model.prompt: ")
