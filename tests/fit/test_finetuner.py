@@ -243,10 +243,10 @@ def test_equal_crops_are_encoded_once(tiny_dir, tmp_path, monkeypatch):
 
 
 def test_a_pack_fills_the_free_memory(tiny_dir, pictures, tmp_path, monkeypatch):
-    from diffstyler.fit import finetuner
+    from diffstyler.fit import sizing
     from diffstyler.memory import measure
 
-    widths, costs, slots = [], [], finetuner.slot_memory
+    widths, costs, slots = [], [], sizing.slot_memory
 
     def remember(*args) -> int:
         costs.append(slots(*args))
@@ -256,10 +256,10 @@ def test_a_pack_fills_the_free_memory(tiny_dir, pictures, tmp_path, monkeypatch)
         def on_train_start(self, trainer, pl_module):
             widths.append(pl_module.bench.pack.slots)
 
-    monkeypatch.setattr(finetuner, "slot_memory", remember)
+    monkeypatch.setattr(sizing, "slot_memory", remember)
     settings = {"pack_size": "auto", "steps": 1, "callbacks": [Width()]}
     finetune(tiny_dir, tmp_path / "one", pictures[:1], **settings)
-    monkeypatch.setattr(finetuner, "free_memory", lambda device, processes: int(2.5 * costs[0]))
+    monkeypatch.setattr(sizing, "free_memory", lambda device, processes: int(2.5 * costs[0]))
     three = finetune(tiny_dir, tmp_path / "two", pictures, **settings)
     assert widths == [1, 2]
     assert len(three) == 3
