@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from subprocess import Popen
+from types import FrameType
 from typing import TypeVar
 
 import lightning
@@ -36,10 +37,12 @@ def part(trainer: lightning.Trainer) -> None:
 
 @contextmanager
 def ended_by_sigterm() -> Iterator[None]:
-    """SIGTERM ends what runs inside at once, such as a compilation of minutes, where Lightning waits for the step's
-    end."""
+    """SIGTERM ends what runs inside at once, such as a compilation of minutes, where Lightning, which is told of it
+    first, waits for the step's end."""
 
-    def end(*_: object) -> None:
+    def end(signum: int, frame: FrameType | None) -> None:
+        if callable(before):
+            before(signum, frame)
         raise SIGTERMException
 
     if threading.current_thread() is not threading.main_thread():

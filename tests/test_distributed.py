@@ -9,7 +9,16 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from diffstyler.distributed import ended_by_sigterm
 
 
-def test_sigterm_ends_what_runs_inside_at_once():
+@pytest.fixture
+def told():
+    """Signals that the handler of before was told of."""
+    told = []
+    before = signal.signal(signal.SIGTERM, lambda signum, frame: told.append(signum))
+    yield told
+    signal.signal(signal.SIGTERM, before)
+
+
+def test_sigterm_ends_what_runs_inside_at_once(told):
     before = signal.getsignal(signal.SIGTERM)
 
     @ended_by_sigterm()
@@ -20,3 +29,4 @@ def test_sigterm_ends_what_runs_inside_at_once():
     with pytest.raises(SIGTERMException):
         long_work()
     assert signal.getsignal(signal.SIGTERM) is before
+    assert told == [signal.SIGTERM]

@@ -368,7 +368,8 @@ class FitBench:
             return
         draws = [slot.draw_held_out(self.run.batch_size, self.backbone.num_train_timesteps) for slot in due]
         parts = []
-        with self._adapters():
+        # of a compiled network gradients are all that pays for compiling
+        with torch.compiler.set_stance("force_eager"), self._adapters():
             for part in zip(*draws, strict=True):
                 batch = self._batch({slot.index: draw for slot, draw in zip(due, part, strict=True)})
                 parts.append(self._of_slots(self.losses(batch)))

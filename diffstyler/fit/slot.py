@@ -195,7 +195,7 @@ class Slot:
             self.scheduler.load_state_dict(begun[1])
 
     def _restore(self, state: dict) -> None:
-        if state["key"] != self.job.identity.key:
+        if state.get("key", self.job.identity.key) != self.job.identity.key:  # older ones have none
             raise DiffstylerError("it is of another LoRA")
         if state["weights"].shape != self.weights.shape:
             raise DiffstylerError("it was saved in a pack of another rank")

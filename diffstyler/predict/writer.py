@@ -16,7 +16,7 @@ from torchvision.transforms.functional import to_pil_image
 
 from diffstyler.distributed import Tally, Told, exit_codes, part
 from diffstyler.files import atomic_write, file_sha256, read_json, read_json_lines, sweep
-from diffstyler.images import save_image, to_image
+from diffstyler.images import load_image, save_image, to_image
 from diffstyler.predict.contact_sheet import write_sheet
 from diffstyler.predict.workers import Workers
 from diffstyler.types import Failed, Stylized, Triple
@@ -173,7 +173,15 @@ class StylizationWriter(BasePredictionWriter):
 
     def _is_whole(self, id: str, sidecar: dict) -> bool:
         picture = self.output_dir / f"{id}.png"
-        return picture.is_file() and file_sha256(picture) == sidecar.get("result_sha256")
+        if not picture.is_file():
+            return False
+        if "result_sha256" in sidecar:
+            return file_sha256(picture) == sidecar["result_sha256"]
+        try:
+            load_image(picture)  # made before sidecars had hashes
+        except ValueError:
+            return False
+        return True
 
     def _has(self, id: str) -> bool:
         return all((self.output_dir / f"{id}{suffix}").is_file() for suffix in (".png", ".json"))

@@ -125,3 +125,36 @@ def test_an_error_leaves_no_hooks(tiny):
     source, target = rows(tiny, 2, Rates(1.0, 1.0))
     plain = denoiser([Group(None, (target,))])[0]
     torch.testing.assert_close(denoiser([Group(source, (target,))])[0], plain, atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_where_memory_ends_calls_are_halved(tiny, monkeypatch, caplog):
+    groups, pack = [group(tiny, 4), group(tiny, 2, seed=7)], random_pack(tiny)
+    whole = Denoiser(tiny, pack)
+    with whole.injecting():
+        expected = whole(groups)
+    sizes, predict = [], type(tiny).predict
+
+    def short_of_memory(model, latents, *more):
+        sizes.append(len(latents))
+        if len(latents) > 3:
+            raise torch.cuda.OutOfMemoryError
+        return predict(model, latents, *more)
+
+    monkeypatch.setattr(type(tiny), "predict", short_of_memory)
+    denoiser = Denoiser(tiny, pack)
+    with denoiser.injecting():
+        torch.testing.assert_close(denoiser(groups), expected, atol=1e-5, rtol=1e-4)
+        tried = list(sizes)
+        torch.testing.assert_close(denoiser(groups), expected, atol=1e-5, rtol=1e-4)
+    assert tried[:2] == [8, 4]
+    assert set(tried[2:]) == {2}
+    assert set(sizes[len(tried) :]) == {2}  # it is not tried again
+    assert [r.message for r in caplog.records if "memory" in r.message]
+
+    def none_left(*_: object) -> None:
+        raise torch.cuda.OutOfMemoryError
+
+    monkeypatch.setattr(type(tiny), "predict", none_left)
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        denoiser(groups)

@@ -52,6 +52,17 @@ def test_a_damaged_picture_is_not_done(tmp_path, damage):
     assert not writer.is_done("a", KEY)
 
 
+@pytest.mark.parametrize("kept", [1.0, 0.5, 0.1, 0.0])
+def test_a_picture_of_before_hashes_is_done_if_it_is_whole(tmp_path, kept):
+    writer, path, sidecar = written(tmp_path), tmp_path / "a.png", tmp_path / "a.json"
+    told = json.loads(sidecar.read_text())
+    del told["result_sha256"]
+    sidecar.write_text(json.dumps(told))
+    content = path.read_bytes()
+    path.write_bytes(content[: round(kept * len(content))])
+    assert writer.is_done("a", KEY) == (kept == 1)
+
+
 def test_killed_between_picture_and_sidecar_it_is_done_for_nobody(tmp_path, monkeypatch):
     writer = written(tmp_path)
 
