@@ -65,24 +65,29 @@ def test_types_are_part_of_the_package():
     assert (Path(diffstyler.__file__).parent / "py.typed").is_file()
 
 
-@pytest.mark.parametrize(
-    "imports",
-    [
-        "from diffstyler import FitData, LoRAFinetuner, fit, stylize",
-        "from diffstyler.fit.crops import Crops; from diffstyler import fit",
-        "import diffstyler; diffstyler.LoRAFinetuner; fit = diffstyler.fit",
-    ],
+IMPORTS = (
+    "from diffstyler import FitData, LoRAFinetuner, fit, stylize",
+    "from diffstyler.fit.crops import Crops; from diffstyler import fit",
+    "import diffstyler; diffstyler.LoRAFinetuner; fit = diffstyler.fit",
 )
-def test_every_way_to_import_fit_gives_what_fits(imports):
-    """The room has the same name. Each in a process of its own: what was imported before decides."""
+
+
+def test_every_way_to_import_fit_gives_what_fits():
+    """The room has the same name. In a process of its own, each time anew: what was imported before decides."""
     use = f"""
-{imports}
-import diffstyler.fit.crops
-diffstyler.fit.crops.Crops()
-try:
-    fit()
-except TypeError as error:
-    assert "argument: 'picture'" in str(error), error
+import sys
+for imports in {IMPORTS}:
+    for name in [name for name in sys.modules if name.partition(".")[0] == "diffstyler"]:
+        del sys.modules[name]
+    exec(imports)
+    import diffstyler.fit.crops
+    diffstyler.fit.crops.Crops()
+    try:
+        fit()
+    except TypeError as error:
+        assert "argument: 'picture'" in str(error), (imports, error)
+    else:
+        raise AssertionError(imports)
 """
     done = subprocess.run([sys.executable, "-c", use], capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr

@@ -100,7 +100,7 @@ def test_a_refilled_slot_compiles_nothing_again(tiny):
 
     eager = [gradient(seed) for seed in (0, 5)]
     counters.clear()
-    tiny.compile(backend="aot_eager")
+    tiny.compile(backend="eager")
     compiled, graphs = [], []
     for seed in (0, 5):
         compiled.append(gradient(seed))
