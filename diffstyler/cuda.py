@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import gc
+import logging
+import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import torch
+
+log = logging.getLogger(__name__)
 
 #: runs before a recording, in which libraries choose their kernels and compilers compile
 WARM_UPS = 1
@@ -69,6 +73,35 @@ class Captured(Generic[Made]):
         with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             output = self.function(own)
         return _Recording(graph, own, output)
+
+
+class Pace:
+    """Whether compiling pays, by the time that the work so far took.
+
+    Args:
+        cost: seconds to compile.
+        gain: the share of the time, as it is now, that compiling saves.
+        units: of work that are timed, after the first ones.
+    """
+
+    def __init__(self, *, cost: float, gain: float, units: int) -> None:
+        self.cost, self.gain, self.units = cost, gain, units
+        self._began: tuple[int, float] | None = None
+        self._done = 0
+
+    def pays(self, done: int, left: float) -> bool | None:
+        """After so many more units, with so many to go; None = not known yet."""
+        self._done += done
+        if self._began is None:
+            self._began = self._done, time.perf_counter()
+            return None
+        timed = self._done - self._began[0]
+        if timed < self.units:
+            return None
+        seconds = (time.perf_counter() - self._began[1]) / timed * left
+        pays = seconds * self.gain > self.cost
+        log.info("%.0f s of work to go: compiling %s", seconds, "pays" if pays else "does not pay")
+        return pays
 
 
 @contextmanager

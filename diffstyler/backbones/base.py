@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from inspect import signature
 
@@ -56,6 +57,7 @@ class Backbone(nn.Module, ABC):
     vae_tiling: bool = False
     #: the arguments that it was made with, those with a default only where they differ from it
     options: dict[str, object]
+    _whole: Callable | None = None
     #: the share of attention that a phrase draws at least somewhere in a picture that shows it; 0 = not known
     mask_minimum: float = 0.0
 
@@ -188,9 +190,27 @@ class Backbone(nn.Module, ABC):
         if next(self.network.parameters()).is_cuda:
             self.network.to(memory_format=torch.channels_last)
 
+    @contextmanager
+    def compiled(self, backend: str = "inductor") -> Iterator[None]:
+        """Inside, the network runs compiled as a whole, its hooks with it; it is compiled in its first forward there,
+        once for each shape and kind of call. From then on convolutions on CUDA keep their channels last."""
+        network = self.network
+        if self._whole is None:
+            torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, COMPILED_SHAPES)
+            network.compile(dynamic=False, backend=backend)
+            self._whole = network._compiled_call_impl
+            if next(network.parameters()).is_cuda:
+                network.to(memory_format=torch.channels_last)
+        network._compiled_call_impl = self._whole
+        try:
+            yield
+        finally:
+            network._compiled_call_impl = None
+
     def uncompile(self) -> None:
         for module in self.network.modules():
             module._compiled_call_impl = None
+        self._whole = None
 
     def recompute_activations(self, on: bool = True) -> None:
         """Gradient checkpointing: less memory for the backward pass, more time.

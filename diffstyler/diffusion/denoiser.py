@@ -101,6 +101,7 @@ class Denoiser:
         max_rows: at most so many rows in a UNet call; None: all of them, on CUDA as many as fill the device. Where its
             memory ends, they are halved.
         plain_sites: adapters leave the self-attention at the injected sites alone.
+        compiled: on CUDA, calls that are at least half full are filled up and run compiled, all as one kind.
 
     Raises:
         DiffstylerError: ``rows_per_call`` is too small for a source row and a target.
@@ -114,6 +115,7 @@ class Denoiser:
         rows_per_call: int | None = None,
         max_rows: int | None = None,
         plain_sites: bool = False,
+        compiled: bool = False,
     ) -> None:
         if rows_per_call is not None and rows_per_call < 2:
             raise DiffstylerError(
@@ -123,6 +125,7 @@ class Denoiser:
         self.pack = pack
         self.rows_per_call = rows_per_call
         self.max_rows = max_rows
+        self.compiled = compiled
         self._captured = Captured(self._predict_of)
         self._kind: _Call | None = None
         self._hooks: InjectionHooks | None = None
@@ -135,7 +138,10 @@ class Denoiser:
 
     @contextmanager
     def injecting(self) -> Iterator[None]:
-        """Source rows act inside this context; the hooks are gone after it."""
+        """Source rows act inside this context, the outermost one; the hooks are gone after it."""
+        if self._hooks is not None:
+            yield
+            return
         try:
             with inject(self.backbone.network, self.backbone.sites) as self._hooks:
                 yield
@@ -167,7 +173,7 @@ class Denoiser:
     def _noise_preds(self, groups: Sequence[Group], limit: int | None) -> list[torch.Tensor]:
         predictions: list[list[torch.Tensor]] = [[] for _ in groups]
         for pieces in self._calls(groups, limit):
-            noise_pred = self._run([row for piece in pieces for row in _ordered(piece)], pieces)
+            noise_pred = self._run([row for piece in pieces for row in _ordered(piece)], pieces, limit)
             start = 0
             for piece in pieces:
                 predictions[piece.group].append(noise_pred[start : start + len(piece)][piece.source is not None :])
@@ -184,13 +190,20 @@ class Denoiser:
         if call:
             yield call
 
-    def _run(self, rows: list[Row], pieces: list[_Piece]) -> torch.Tensor:
+    def _run(self, rows: list[Row], pieces: list[_Piece], limit: int | None) -> torch.Tensor:
         records = rows[0].latents.is_cuda
-        call = self._assemble(rows, pieces, self.rows_per_call or (width(len(rows)) if records else len(rows)))
+        compiled = self.compiled and self._hooks is not None and records and limit is not None and 2 * len(rows) > limit
+        count = len(rows)
+        if self.rows_per_call is not None or compiled:
+            count = self.rows_per_call or limit or count
+        elif records:
+            count = width(count)
+        call = self._assemble(rows, pieces, count, compiled)
         if records:
             self._kind = call
-            kind = call.sources is None, call.prompt.pooled is None
-            return self._captured(call.tensors, kind)[: len(rows)].clone()
+            kind = call.sources is None, call.prompt.pooled is None, compiled
+            with self.backbone.compiled() if compiled else nullcontext():
+                return self._captured(call.tensors, kind)[: len(rows)].clone()
         # several threads split a matrix product by its rows, and a row's last bits then depend on its place
         with one_thread() if self.rows_per_call is not None else nullcontext():
             return self._predict(call)
@@ -205,8 +218,9 @@ class Denoiser:
         with self.pack.rows(call.adapters) if self.pack is not None else nullcontext():
             return self.backbone.predict_noise(call.latents, call.timesteps, call.prompt, call.level)
 
-    def _assemble(self, rows: list[Row], pieces: list[_Piece], count: int) -> _Call:
-        """Rows, and idle ones up to ``count``, as tensors: all whole numbers and all others in one transfer each."""
+    def _assemble(self, rows: list[Row], pieces: list[_Piece], count: int, injects: bool) -> _Call:
+        """Rows, and idle ones up to ``count``, as tensors: all whole numbers and all others in one transfer each.
+        ``injects``: whether anything is injected or not."""
         source, features, attention = _row_sources(pieces)
         idle = count - len(rows)
         rows = rows + [Row(rows[0].latents, rows[0].timestep, rows[0].level, rows[0].prompt)] * idle
@@ -222,7 +236,7 @@ class Denoiser:
         timesteps, slots, sources = send(torch.tensor(whole), device)
         numbers = send(torch.tensor([*levels, strength, features, attention], dtype=torch.float64).to(exact), device)
         signal, sigma = (level.view(-1, 1, 1, 1) for level in numbers[:2])
-        injects = self._hooks is not None and (any(features) or any(attention))
+        injects = injects or (self._hooks is not None and (any(features) or any(attention)))
         return _Call(
             torch.stack([row.latents for row in rows]),
             PromptEmbeds.cat([row.prompt for row in rows]),

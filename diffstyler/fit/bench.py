@@ -6,8 +6,9 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -17,7 +18,7 @@ from torch.nn import functional
 
 from diffstyler.adapters import LoRAPack, Rows, by_part, pack_of_parts, save_lora
 from diffstyler.backbones import NETWORK, Backbone
-from diffstyler.cuda import Captured, send
+from diffstyler.cuda import Captured, Pace, send
 from diffstyler.diffusion.denoiser import one_thread
 from diffstyler.distributed import POLL_SECONDS, Team
 from diffstyler.fit.crops import MOST_CROPS, take_crops
@@ -33,6 +34,7 @@ from diffstyler.masking.prompt import Everything
 from diffstyler.masking.prompt_parser import parse_mask_prompt
 from diffstyler.memory.measure import optimizer_memory, step_memory
 from diffstyler.types import NoiseLevel, PromptEmbeds
+from diffstyler.workers import Workers
 
 log = logging.getLogger(__name__)
 
@@ -71,36 +73,6 @@ class FitBatch:
         noised = replace(self.noised, clean=clean, noise=noise, level=NoiseLevel(signal, sigma), mask=mask)  # type: ignore[arg-type]
         prompts = PromptEmbeds(tokens, pooled) if tokens is not None else None
         return FitBatch(noised, timesteps, self.texts, prompts)  # type: ignore[arg-type]
-
-
-class Pace:
-    """Whether compiling pays, by the time that steps take."""
-
-    #: seconds to compile, and the share of a recorded step's time that it saves: SD 1.5, 16 LoRAs at once, on an H200
-    COST, GAIN = 240.0, 0.13
-    #: steps that are timed, after the first ones
-    STEPS = 48
-
-    def __init__(self) -> None:
-        self._began: tuple[int, float] | None = None
-        self._steps = 0
-
-    def pays(self, steps: int, left: float) -> bool | None:
-        """After so many more steps, with so many to go; None = not known yet."""
-        self._steps += steps
-        if self._began is None:
-            self._began = self._steps, time.perf_counter()
-            return None
-        taken = self._steps - self._began[0]
-        if taken < self.STEPS:
-            return None
-        seconds = (time.perf_counter() - self._began[1]) / taken * left
-        log.info(
-            "%.0f s of steps to go: compiling %s",
-            seconds,
-            "pays" if seconds * self.GAIN > self.COST else "does not pay",
-        )
-        return seconds * self.GAIN > self.COST
 
 
 class Watcher(Protocol):
@@ -168,6 +140,8 @@ class FitBench:
         self.look_every = look_every
         self.slots: list[Slot | None] = [None] * pack.slots
         self._rows: SlotRows | None = None
+        self._writer = Workers(apart=pack.flat.is_cuda, threads=1)  # of LoRAs that are done
+        self._writing: list[Future] = []
         self.pace: Pace | None = None  # it is not settled yet whether the network is compiled
         self._unseen: list[torch.Tensor] = []  # (2, N), loss and gradient norm of each step that nobody has looked at
         # what changes hands on the host in every step cannot be recorded: prompts as LoRAs encode them
@@ -181,11 +155,15 @@ class FitBench:
     def refill(self) -> bool:
         """Give free slots their next jobs; where there are none, wait for those of others -> is there a step to do?"""
         while True:
+            self._look_at_writing()
             for index, slot in enumerate(self.slots):
                 if slot is None and (job := self._claim()):
                     self._place(self._open(job, index))
             if self.busy:
                 return True
+            if self._writing:
+                self._look_at_writing(wait=True)
+                self.watcher.on_wait()
             if not self.team.agree(self.waits and bool(self.queue.waiting)):
                 return False
             self.watcher.on_wait()
@@ -310,6 +288,7 @@ class FitBench:
             self.save()
         finally:
             self.pack.detach()
+            self._writer.close()
             self.queue.close()
 
     # ---- what is seen of it
@@ -352,7 +331,7 @@ class FitBench:
         )
         prompts = None
         if not self.run.text_encoder_targets:
-            prompts = self._rows.prompts[[index for index in range(len(self.slots)) for _ in range(count)]]
+            prompts = self._rows.prompts_of(count)
         return FitBatch(noised, send(timesteps, device), self._rows.texts, prompts)
 
     def _of_slots(self, losses: torch.Tensor) -> torch.Tensor:
@@ -478,18 +457,25 @@ class FitBench:
             )
 
     def _publish(self, slot: Slot, preview: Image.Image | None) -> None:
+        """Into the library, beside the next steps."""
         settings = slot.job.settings
+        modules = self.pack.export(slot.index, settings.rank)
 
         def write(folder: Path) -> None:
-            modules = self.pack.export(slot.index, settings.rank)
             parts = by_part(modules) if settings.text_encoder_targets else {NETWORK: modules}
             configs = {part: settings.config if part == NETWORK else settings.text_config for part in parts}
             save_lora(folder, parts, configs, prediction_type=self.backbone.prediction.name)
             write_lora_card(folder, slot.job, slot.losses, preview)
 
-        self.queue.publish(slot.job, write, slot.history, slot.step)
+        self._writing.append(self._writer.submit(self.queue.publish, slot.job, write, slot.history, slot.step))
         if preview is not None:
             self.watcher.on_preview(slot, preview)
+
+    def _look_at_writing(self, wait: bool = False) -> None:
+        """Raise what went wrong with a LoRA that was to be written; ``wait`` until all are."""
+        for future in [future for future in self._writing if wait or future.done()]:
+            self._writing.remove(future)
+            future.result()
 
     def _quarantine(self, slot: Slot, reason: str) -> None:
         """Start a LoRA that is not finite again, at a lower learning rate; the second time, give it up."""
@@ -528,6 +514,13 @@ class SlotRows:
     offsets: tuple[int, ...]
     prompts: PromptEmbeds
     texts: tuple[str, ...]
+    _repeated: dict[int, PromptEmbeds] = field(default_factory=dict)
+
+    def prompts_of(self, count: int) -> PromptEmbeds:
+        """With ``count`` rows for each slot; the same object for the same number."""
+        if count not in self._repeated:
+            self._repeated[count] = self.prompts[[index for index in range(len(self.texts)) for _ in range(count)]]
+        return self._repeated[count]
 
     @classmethod
     def of(cls, slots: Sequence[Slot | None], like: torch.Tensor) -> SlotRows:

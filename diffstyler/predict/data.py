@@ -60,19 +60,25 @@ class Batch:
     def __init__(self, triples: Iterable[Triple]) -> None:
         self._triples = tuple(triples)
         self.next: Batch | None = None  #: what comes after it, to be read while it is made
+        self.left = 0  #: rows after it
 
     def __iter__(self) -> Iterator[Triple]:
         return iter(self._triples)
 
+    def __len__(self) -> int:
+        return len(self._triples)
+
 
 class Ahead(DataLoader):
-    """Batches that know the next one."""
+    """Batches that know the next one, and how much is left."""
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         batches = super().__iter__()
         batch = next(batches, None)
+        left = len(self.sampler)  # type: ignore[arg-type]
         while batch is not None:
             batch.next = next(batches, None)
+            batch.left = left = left - len(batch)
             yield batch
             batch = batch.next
 

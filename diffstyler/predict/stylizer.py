@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Sized
 from concurrent.futures import Future
 from dataclasses import replace
 from itertools import groupby
@@ -18,7 +18,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from diffstyler.adapters import LoRALibrary
 from diffstyler.backbones import Backbone, StableDiffusion
-from diffstyler.cuda import fetch
+from diffstyler.cuda import Pace, fetch
 from diffstyler.diffusion.denoiser import FULL_CELLS, MOST_ROWS, Denoiser
 from diffstyler.diffusion.fusion import FuseLatents, Fusion
 from diffstyler.diffusion.initial import FromContentAdaIN, InitialLatents
@@ -42,13 +42,16 @@ from diffstyler.predict.canvas import Strategies, compose, starting_regions
 from diffstyler.predict.inverter import Inverter, ToInvert, TrajectoryCache, style_to_invert
 from diffstyler.predict.picture_job import PictureJob, RegionJob
 from diffstyler.predict.sidecar import finish
-from diffstyler.predict.workers import Workers, settled
 from diffstyler.predict.writer import StylizationWriter
 from diffstyler.provenance import describe
 from diffstyler.types import Failed, Schedule, StyleRegion, Stylized, Trajectory, Triple
+from diffstyler.workers import Workers, settled
 
 log = logging.getLogger(__name__)
 
+#: seconds to compile the network, the share of a recorded call's time that it saves, and the pictures that are timed:
+#: SD 1.5, 24 rows at once, on an H200
+COMPILING, COMPILED, TIMED_PICTURES = 100.0, 0.3, 24
 #: every family was trained on 1000 timesteps, and a grid begins at the second
 MOST_STEPS = 999
 
@@ -111,6 +114,8 @@ class Stylizer(lightning.LightningModule):
         resolution: short side, in pixels, that contents are worked on at; None = the model's.
         rows_per_call: rows in every UNet call, idle ones padded, so that a picture does not depend on its batch (on a
             CPU bitwise, by one thread). None = all rows of a batch in one call.
+        compile: on CUDA, run full calls compiled. "auto": where the time of the first pictures says that it pays; not
+            where rows_per_call is given, or Trainer.deterministic, since it rounds differently.
         max_memory: GiB of the device that the run may take: UNet calls get as many rows as fit by forecast, and where
             they must, the autoencoder works in tiles and idle parts leave the device. None = no bound.
     """
@@ -140,6 +145,7 @@ class Stylizer(lightning.LightningModule):
         keep_outside: bool = True,
         resolution: int | None = None,
         rows_per_call: int | None = None,
+        compile: bool | Literal["auto"] = "auto",
         max_memory: float | None = None,
     ) -> None:
         super().__init__()
@@ -175,7 +181,9 @@ class Stylizer(lightning.LightningModule):
         self.keep_outside = keep_outside
         self.resolution = resolution
         self.rows_per_call = rows_per_call
+        self.compile_network: bool | Literal["auto"] = compile
         self.max_memory = max_memory
+        self.pace: Pace | None = None  # it is settled whether full calls are compiled
         self.plan: PredictPlan | None = None
         self.denoiser: Denoiser | None = None
         self.workers = Workers(apart=False)
@@ -201,7 +209,18 @@ class Stylizer(lightning.LightningModule):
         for _, same_size in groupby(sorted(jobs, key=lambda job: job.size), key=lambda job: job.size):
             with ended_by_sigterm():
                 outcomes += self._stylize_or_fail(list(same_size))
+        self._settle_compiling(batch)
         return outcomes
+
+    def _settle_compiling(self, batch: Iterable[Triple]) -> None:
+        """As soon as the time of some pictures tells whether it pays for those that are left."""
+        if self.pace is None or not isinstance(batch, Sized):
+            return
+        pays = self.pace.pays(len(batch), getattr(batch, "left", 0))
+        if pays is not None:
+            self.pace = None
+        if pays and self.denoiser is not None:
+            self.denoiser.compiled = self.compiles = True
 
     def _stylize_or_fail(self, jobs: list[PictureJob]) -> list[Future[Stylized | Failed]]:
         """Where a batch fails, each picture is tried alone, so that only those fail that must."""
@@ -218,13 +237,14 @@ class Stylizer(lightning.LightningModule):
         started = time.perf_counter()
         self.adapter_cache.load([file for job in jobs for file in job.adapters], self.device)
         denoiser = self._denoiser()
-        contents, styles = self._invert(denoiser, jobs)
-        canvases = [
-            compose(job, content, styles, self.adapter_cache, self.strategies, self.begin)
-            for job, content in zip(jobs, contents, strict=True)
-        ]
-        schedule = self.backbone.sampling_schedule(self.num_inference_steps)
-        latents = denoise(denoiser, canvases, schedule, self.adapter_cache.embed(""), self.fusion)
+        with denoiser.injecting():
+            contents, styles = self._invert(denoiser, jobs)
+            canvases = [
+                compose(job, content, styles, self.adapter_cache, self.strategies, self.begin)
+                for job, content in zip(jobs, contents, strict=True)
+            ]
+            schedule = self.backbone.sampling_schedule(self.num_inference_steps)
+            latents = denoise(denoiser, canvases, schedule, self.adapter_cache.embed(""), self.fusion)
         pictures = [fetch(self.backbone.decode_latents(x_0[None])[0]) for x_0 in latents]
 
         def finished(job: PictureJob, pixels: Callable[[], torch.Tensor]) -> Stylized | Failed:
@@ -247,6 +267,7 @@ class Stylizer(lightning.LightningModule):
                 rows_per_call=self.rows_per_call,
                 max_rows=self.plan.rows if self.plan else None,
                 plain_sites=self.injection.plain_self_attention_at_sites,
+                compiled=self.compiles,
             )
         return self.denoiser
 
@@ -482,6 +503,10 @@ class Stylizer(lightning.LightningModule):
         self.backbone.prepare(self.device)
         self.masker.setup(self.backbone)
         self.workers = Workers(apart=self.device.type == "cuda")
+        self.compiles = self.compile_network is True
+        exact = self.rows_per_call is not None or torch.are_deterministic_algorithms_enabled()
+        if self.compile_network == "auto" and self.device.type == "cuda" and not exact:
+            self.pace = Pace(cost=COMPILING, gain=COMPILED, units=TIMED_PICTURES)
         if self.writer is not None:
             self.writer.workers = self.workers
 

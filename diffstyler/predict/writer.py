@@ -18,8 +18,8 @@ from diffstyler.distributed import Tally, Told, exit_codes, part
 from diffstyler.files import atomic_write, file_sha256, read_json, read_json_lines, sweep
 from diffstyler.images import load_image, save_image, to_image
 from diffstyler.predict.contact_sheet import write_sheet
-from diffstyler.predict.workers import Workers
 from diffstyler.types import Failed, Stylized, Triple
+from diffstyler.workers import Workers
 
 log = logging.getLogger(__name__)
 

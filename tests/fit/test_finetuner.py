@@ -12,7 +12,7 @@ from PIL import Image
 from runs import KillAt, KilledError, finetune, matrices
 from torch.optim.lr_scheduler import LambdaLR, MultiStepLR, OneCycleLR
 
-from diffstyler.adapters import LoRALibrary, read_record
+from diffstyler.adapters import FittedLoRA, LoRAIdentity, LoRALibrary, read_record
 from diffstyler.backbones import StableDiffusion
 from diffstyler.errors import DiffstylerError
 from diffstyler.fit.crops import Crops
@@ -21,6 +21,7 @@ from diffstyler.fit.early_stop import EarlyStop
 from diffstyler.fit.finetuner import FitError, LoRAFinetuner
 from diffstyler.fit.jobs import FitPicture, FitSettings, fit_job
 from diffstyler.fit.losses import CleanLoss, DiffusionLoss, MinSNRLoss, Noised
+from diffstyler.workers import Workers
 
 
 def distance(a: dict, b: dict) -> float:
@@ -435,6 +436,26 @@ class Opaque(DiffusionLoss):
 
     def __call__(self, output: torch.Tensor, noised: Noised) -> torch.Tensor:
         return noised.mean(output)
+
+
+def test_loras_written_beside_the_next_steps_are_the_same(tiny_dir, pictures, tmp_path, monkeypatch, whole):
+    """As on CUDA; one that cannot be written ends the run, and its neighbor is there."""
+    monkeypatch.setattr("diffstyler.fit.bench.Workers", lambda apart, threads: Workers(apart=True, threads=threads))
+    beside = finetune(tiny_dir, tmp_path / "beside", pictures, pack_size=2, deterministic=True)
+    assert all(same(whole[name], beside[name]) for name in whole)
+    publish = LoRALibrary.publish
+
+    def full_disk(library: LoRALibrary, identity: LoRAIdentity, *more) -> FittedLoRA:
+        if identity.name == pictures[0].stem:
+            raise OSError(28, "No space left on device")
+        return publish(library, identity, *more)
+
+    monkeypatch.setattr(LoRALibrary, "publish", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        finetune(tiny_dir, tmp_path / "full", pictures[:2])
+    assert pictures[0].stem not in {entry.identity.name for entry in LoRALibrary(tmp_path / "full").entries()}
+    monkeypatch.setattr(LoRALibrary, "publish", publish)
+    assert len(finetune(tiny_dir, tmp_path / "full", pictures[:2])) == 2
 
 
 def test_an_error_leaves_the_model_as_it_was(tiny, pictures, tmp_path):

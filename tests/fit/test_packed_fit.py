@@ -110,3 +110,27 @@ def test_a_refilled_slot_compiles_nothing_again(tiny):
     layers = [module for module in tiny.unet.modules() if type(module).__name__ in tiny.repeated_layers]
     assert graphs[0] == graphs[1] < len(layers)
     assert not counters["graph_break"]
+
+
+@torch.no_grad()
+def test_a_network_is_compiled_as_a_whole_where_it_is_asked_for(tiny):
+    """With the hooks that are there, and not outside."""
+    from torch._dynamo.utils import counters
+
+    latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    given = latents, torch.tensor([1, 700]), tiny.encode_prompt(["a red tree", "the sea"])
+    eager = tiny.predict(*given)
+    pack = LoRAPack(tiny.unet, LoraConfig(r=4, target_modules=["to_q", "to_v"]), 1)
+    pack.flat.copy_(torch.randn(pack.flat.shape, generator=torch.Generator().manual_seed(1)) * 0.1)
+    pack.scale.fill_(1)
+    counters.clear()
+    rows = Rows(torch.zeros(2, dtype=torch.int64))
+    with pack.rows(rows):
+        adapted = tiny.predict(*given)
+    assert not counters["stats"]["unique_graphs"]
+    with pack.rows(rows), tiny.compiled(backend="eager"):
+        torch.testing.assert_close(tiny.predict(*given), adapted, atol=1e-5, rtol=1e-4)
+    assert counters["stats"]["unique_graphs"] == 1
+    assert not counters["graph_break"]
+    torch.testing.assert_close(tiny.predict(*given), eager, atol=0, rtol=0)
+    assert counters["stats"]["unique_graphs"] == 1

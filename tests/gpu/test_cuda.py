@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -131,6 +132,17 @@ def test_half_precision_is_no_worse_recorded_than_eager(tiny_dir, eagerly):
     recorded = error()
     eagerly()
     assert recorded < 1.1 * error()
+
+
+def test_full_calls_give_the_same_compiled(tiny):
+    """Inversion, injected and free steps are one kind of call then, filled up to the limit."""
+    expected = made(tiny, "cpu")
+    with mock.patch.object(Denoiser, "_predict", autospec=True, side_effect=Denoiser._predict) as calls:
+        actual = made(tiny, "cuda", max_rows=5, compiled=True)
+    assert ((actual - expected).norm() / expected.norm()).item() < 1e-3
+    shapes = {(len(call.args[1].latents), call.args[1].sources is None) for call in calls.call_args_list}
+    assert (5, False) in shapes
+    assert all(rows < 5 for rows, plain in shapes if plain)
 
 
 def test_where_memory_ends_calls_are_halved_and_it_is_said_once(tiny, monkeypatch, caplog):

@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 from unittest import mock
 
 import lightning
@@ -53,6 +53,7 @@ def main() -> None:
     parser.add_argument("--styles", type=int, nargs="*", default=[1, 4], choices=range(1, 5), help="of each picture")
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--rank", type=int, default=16)
+    parser.add_argument("--compile", action="store_true", help="run full calls compiled, which is not in the times")
     parser.add_argument("--precision", default="32-true", choices=["32-true", "bf16-mixed"])
     options = parser.parse_args()
     quiet()
@@ -75,7 +76,11 @@ def main() -> None:
                 for styles in options.styles:
                     triples = [triple(picture, loras[:styles]) for picture in pictures]
                     stylizer = Stylizer(
-                        backbone, output_dir=None, num_inference_steps=options.steps, initial=FromContent()
+                        backbone,
+                        output_dir=None,
+                        num_inference_steps=options.steps,
+                        initial=FromContent(),
+                        compile=options.compile,
                     )
                     run(stylizer, [triple(picture, loras[:styles]) for picture in warm], options.precision, device)
                     for seen in ("seen first", "seen before"):
@@ -113,9 +118,9 @@ def run(
     """Make the pictures through the Trainer, timed from the first one's start to the last one's end."""
     rows, seconds, run_rows = [], [], Denoiser._run
 
-    def counted(self: Denoiser, own: list, call: list) -> torch.Tensor:
+    def counted(self: Denoiser, own: list, *call: Any) -> torch.Tensor:
         rows.append(len(own))
-        return run_rows(self, own, call)
+        return run_rows(self, own, *call)
 
     class Clock(lightning.Callback):
         def on_predict_batch_start(self, *_: object) -> None:

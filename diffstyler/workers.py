@@ -1,4 +1,4 @@
-"""What the CPU does for pictures, beside the device: read, finish, encode, write."""
+"""What the CPU does beside the device: read, finish, encode, write."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ class Workers:
 
     Args:
         apart: in threads.
+        threads: how many.
     """
 
-    def __init__(self, *, apart: bool) -> None:
+    def __init__(self, *, apart: bool, threads: int = THREADS) -> None:
         self.apart = apart
-        self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="diffstyler") if apart else None
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="diffstyler") if apart else None
 
     def submit(self, task: Callable[..., T], *args: Any) -> Future[T]:
         """What it gives, or raises, in time; tasks begin in the order in which they come."""

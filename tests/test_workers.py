@@ -4,9 +4,10 @@ import threading
 
 import pytest
 
+from diffstyler.cuda import Pace
 from diffstyler.predict.data import PredictData
-from diffstyler.predict.workers import Workers
 from diffstyler.types import Triple
+from diffstyler.workers import Workers
 
 
 @pytest.mark.parametrize("apart", [True, False])
@@ -36,3 +37,15 @@ def test_batches_know_the_next_one(tmp_path, rows):
     batches = list(PredictData(triples=triples, batch_size=2).predict_dataloader())
     assert [triple.id for batch in batches for triple in batch] == [triple.id for triple in triples]
     assert [batch.next for batch in batches] == [*batches[1:], None]
+    assert [batch.left for batch in batches] == [max(0, rows - 2 * n) for n in range(1, len(batches) + 1)]
+
+
+@pytest.mark.parametrize(("left", "pays"), [(10, False), (1000, True)])
+def test_compiling_pays_where_much_is_left(monkeypatch, left, pays):
+    """A second for each unit: 20 s to compile save a tenth of what is left."""
+    now = iter(range(0, 1000, 4))
+    monkeypatch.setattr("time.perf_counter", lambda: next(now))
+    pace = Pace(cost=20, gain=0.1, units=8)
+    assert pace.pays(100, left) is None  # the first ones are slow
+    assert pace.pays(4, left) is None
+    assert pace.pays(4, left) is pays
