@@ -68,6 +68,7 @@ class Captured(Generic[Made]):
             for _ in range(WARM_UPS):
                 self.function(own)
         torch.cuda.current_stream().wait_stream(beside)
+        torch.cuda.empty_cache()  # kernels that were tried and not chosen took gigabytes
         self._pool = self._pool or torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):

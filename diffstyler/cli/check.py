@@ -92,6 +92,7 @@ class CountedRegion:
 
     covers_all: bool
     guidance_scale: float
+    guidance_interval: tuple[float, float]
     start: float
     stop: float
     injection: Injection
@@ -116,6 +117,7 @@ def _counted(stylizer: Stylizer, triple: Triple) -> list[CountedRegion]:
         CountedRegion(
             covers_all=isinstance(parse_mask_prompt(region.mask), Everything),
             guidance_scale=stylizer.guidance_scale if region.guidance_scale is None else region.guidance_scale,
+            guidance_interval=stylizer.guidance_interval,
             start=region.start,
             stop=region.stop,
             injection=stylizer.injection.scheduled(region.inject_features, region.inject_attention),
@@ -123,7 +125,8 @@ def _counted(stylizer: Stylizer, triple: Triple) -> list[CountedRegion]:
         for region in triple.regions
     ]
     if (outside := stylizer.fusion.outside) is not None:
-        regions.insert(0, CountedRegion(True, stylizer.guidance_scale, 1.0, 0.0, outside))
+        scale, interval = stylizer.guidance_scale, stylizer.guidance_interval
+        regions.insert(0, CountedRegion(True, scale, interval, 1.0, 0.0, outside))
     return regions
 
 

@@ -11,6 +11,7 @@ import torch
 from diffstyler.diffusion.denoiser import Denoiser, Group, Row
 from diffstyler.diffusion.fusion import FuseLatents, Fusion, shares
 from diffstyler.diffusion.injection import Injection, NoInjection, Rates
+from diffstyler.diffusion.solver import DDIM, Before, Solver
 from diffstyler.types import PromptEmbeds, Schedule, Step, Trajectory
 
 
@@ -21,6 +22,8 @@ class Rowed(Protocol):
     def covers_all(self) -> bool: ...
     @property
     def guidance_scale(self) -> float: ...
+    @property
+    def guidance_interval(self) -> tuple[float, float]: ...
     @property
     def start(self) -> float: ...
     @property
@@ -34,8 +37,9 @@ class Region:
     """A style at work on a part of a picture.
 
     ``slot``: the style adapter in the pack, None for the base model. ``mask`` (h, w) in [0, 1] on the latent grid,
-    1 = stylize; None = everywhere. Active at the times stop < t / T <= start. ``injection``: how the content steers
-    this style. ``source_prompt``: of a source row under this adapter, None where it is as without.
+    1 = stylize; None = everywhere. Active at the times stop < t / T <= start, and guided at those within
+    ``guidance_interval`` (low, high). ``injection``: how the content steers this style. ``source_prompt``: of a source
+    row under this adapter, None where it is as without.
     """
 
     slot: int | None
@@ -46,6 +50,7 @@ class Region:
     mask: torch.Tensor | None = None
     start: float = 1.0
     stop: float = 0.0
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
     injection: Injection = field(default_factory=NoInjection)
     source_prompt: PromptEmbeds | None = None
 
@@ -53,10 +58,9 @@ class Region:
     def covers_all(self) -> bool:
         return self.mask is None
 
-    @property
-    def prompts(self) -> tuple[PromptEmbeds, ...]:
+    def prompts(self, guided: bool) -> tuple[PromptEmbeds, ...]:
         """What its rows are told; without guidance the negative prompt has no say."""
-        return (self.prompt,) if self.guidance_scale == 1 else (self.negative_prompt, self.prompt)
+        return (self.negative_prompt, self.prompt) if guided else (self.prompt,)
 
 
 @dataclass(frozen=True)
@@ -76,13 +80,14 @@ class Canvas:
 
 @dataclass(frozen=True)
 class Steered:
-    """Regions (by their place among all) that one source row steers at a step, each at its rates.
+    """Regions (by their place among all) that one source row steers at a step, each at its rates, ``guided`` or not.
 
     ``own_source``: the source row runs under the region's own style adapter.
     """
 
     regions: tuple[int, ...]
     rates: tuple[Rates, ...]
+    guided: tuple[bool, ...]
     own_source: bool
 
     @property
@@ -97,6 +102,7 @@ def denoise(
     schedule: Schedule,
     source_prompt: PromptEmbeds,
     fusion: Fusion | None = None,
+    solver: Solver | None = None,
 ) -> list[torch.Tensor]:
     """Mask-wise DDIM denoising with cross-LoRA injection (the method) -> x_0 of each picture, (C, h, w).
 
@@ -106,8 +112,11 @@ def denoise(
         schedule: the sampling grid; every content trajectory holds its timesteps.
         source_prompt: one row, the conditioning of the source rows ("").
         fusion: how the regions and the content become one picture; by default latents are blended.
+        solver: how the grid is walked down; by default DDIM.
     """
     fusion = fusion if fusion is not None else FuseLatents()
+    solver = solver if solver is not None else DDIM()
+    before: dict[tuple[int, int], Before | None] = {}  # of each picture's regions
     x = [canvas.latents for canvas in canvases]
     ways = {id(canvas.content): canvas.content.on(schedule) for canvas in canvases}
     contents = [ways[id(canvas.content)] for canvas in canvases]
@@ -125,6 +134,8 @@ def denoise(
             noise_preds = iter([made[index][rows] for index, rows in places])
             for i, (canvas, plan) in enumerate(zip(canvases, plans, strict=True)):
                 guided = {n: e for part in plan for n, e in _guided(next(noise_preds), canvas.regions, part)}
+                for n, noise_pred in guided.items():
+                    guided[n], before[i, n] = solver(step, x[i], noise_pred, before.get((i, n)))
                 weights = shares([canvas.regions[n].mask for n in sorted(guided)])
                 x[i] = fusion(step, x[i], contents[i], [guided[n] for n in sorted(guided)], weights)
     return x
@@ -144,8 +155,22 @@ def steered(regions: Sequence[Rowed], step: Step) -> list[Steered]:
                 break
     rates = {n: regions[n].injection.rates(step) for n in seen}
     shared = tuple(n for n in seen if not regions[n].injection.source_under_style)
-    plans = [Steered(shared, tuple(rates[n] for n in shared), own_source=False)] if shared else []
-    return plans + [Steered((n,), (rates[n],), own_source=True) for n in seen if n not in shared]
+    own = [(n,) for n in seen if n not in shared]
+    return [
+        Steered(
+            members,
+            tuple(rates[n] for n in members),
+            tuple(_is_guided(regions[n], step) for n in members),
+            own_source=members is not shared,
+        )
+        for members in ([shared] if shared else []) + own
+    ]
+
+
+def _is_guided(region: Rowed, step: Step) -> bool:
+    """Guidance costs a row, and where it does nothing there is none (Kynkäänniemi et al. 2024: in an interval)."""
+    low, high = region.guidance_interval
+    return region.guidance_scale != 1 and low < step.time <= high
 
 
 def share_sources(groups: Sequence[Group]) -> tuple[list[Group], list[tuple[int, slice]]]:
@@ -170,9 +195,8 @@ def share_sources(groups: Sequence[Group]) -> tuple[list[Group], list[tuple[int,
 
 def count_rows(regions: Sequence[Rowed], schedule: Schedule) -> int:
     """Rows through the network that denoising one picture takes: sources and targets."""
-    targets = [1 if region.guidance_scale == 1 else 2 for region in regions]
     parts = [part for step in schedule for part in steered(regions, step)]
-    return sum(part.has_source + sum(targets[n] for n in part.regions) for part in parts)
+    return sum(part.has_source + len(part.regions) + sum(part.guided) for part in parts)
 
 
 def _group(
@@ -182,8 +206,8 @@ def _group(
     members = [canvas.regions[n] for n in part.regions]
     targets = tuple(
         Row(x_t, step.timestep, step.level, prompt, region.slot, region.strength, rate)
-        for region, rate in zip(members, part.rates, strict=True)
-        for prompt in region.prompts
+        for region, rate, guided in zip(members, part.rates, part.guided, strict=True)
+        for prompt in region.prompts(guided)
     )
     if not part.has_source:
         return Group(None, targets)
@@ -197,8 +221,8 @@ def _group(
 def _guided(noise_preds: torch.Tensor, regions: Sequence[Region], part: Steered) -> Iterator[tuple[int, torch.Tensor]]:
     """ε_i = ε_neg + g_i (ε_pos − ε_neg) of each region (Ho and Salimans 2022)."""
     rows = iter(noise_preds)
-    for n in part.regions:
+    for n, guided in zip(part.regions, part.guided, strict=True):
         noise_pred = next(rows)
-        if regions[n].guidance_scale != 1:
+        if guided:
             noise_pred = noise_pred + regions[n].guidance_scale * (next(rows) - noise_pred)
         yield n, noise_pred

@@ -20,12 +20,14 @@ from diffstyler.types import Step, Trajectory
 
 @dataclass(frozen=True)
 class Strategies:
-    """How a run injects, starts and fuses; ``guidance_scale`` and ``negative_prompt`` are of what no mask covers."""
+    """How a run injects, starts, fuses and guides; ``guidance_scale`` and ``negative_prompt`` are of what no mask
+    covers, the interval is of all."""
 
     injection: Injection
     initial: InitialLatents
     fusion: Fusion
     guidance_scale: float
+    guidance_interval: tuple[float, float]
     negative_prompt: str
 
 
@@ -87,6 +89,7 @@ def _region(job: RegionJob, latents: torch.Tensor, adapters: AdapterCache, strat
         mask=mask,
         start=row.start,
         stop=row.stop,
+        guidance_interval=strategies.guidance_interval,
         injection=strategies.injection.scheduled(row.inject_features, row.inject_attention),
     )
 
@@ -94,4 +97,5 @@ def _region(job: RegionJob, latents: torch.Tensor, adapters: AdapterCache, strat
 def _outside(injection: Injection, adapters: AdapterCache, strategies: Strategies) -> Region:
     """What no mask covers, by the base model."""
     nothing, negative = adapters.embed(""), adapters.embed(strategies.negative_prompt)
-    return Region(None, nothing, negative, strategies.guidance_scale, injection=injection)
+    scale, interval = strategies.guidance_scale, strategies.guidance_interval
+    return Region(None, nothing, negative, scale, guidance_interval=interval, injection=injection)

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence, Sized
 from concurrent.futures import Future
 from dataclasses import replace
+from inspect import signature
 from itertools import groupby
 from pathlib import Path
 from typing import Literal, Protocol
@@ -24,10 +25,13 @@ from diffstyler.diffusion.fusion import FuseLatents, Fusion
 from diffstyler.diffusion.initial import FromContentAdaIN, InitialLatents
 from diffstyler.diffusion.injection import CrossLoRAInjection, Injection
 from diffstyler.diffusion.sampling import denoise
+from diffstyler.diffusion.solver import DDIM, Solver
 from diffstyler.distributed import ended_by_sigterm
 from diffstyler.errors import DiffstylerError, check_placeholders
 from diffstyler.images import fit_size, load_image, picture_sha256
 from diffstyler.masking import AttentionMasker, Masker, check_masks, find_masks
+from diffstyler.masking.prompt import Everything
+from diffstyler.masking.prompt_parser import parse_mask_prompt
 from diffstyler.memory.forecast import PredictForecast, forecast_predict
 from diffstyler.memory.plan import GIB, PredictPlan, largest_of, plan_predict
 from diffstyler.predict.adapter_cache import AdapterCache
@@ -95,9 +99,12 @@ class Stylizer(lightning.LightningModule):
         inversion_steps: steps of the inversion's own grid; None = the sampling grid, N steps.
         inversion_refinements: fixed-point refinements of each inversion step.
         guidance_scale: g, where the manifest gives none; 1 = no guidance, and half the rows.
+        guidance_interval: guidance acts at times t / T above the first and up to the second number, and costs no row
+            elsewhere.
         negative_prompt: where the manifest gives none.
         prompt: where the manifest gives none. ``{lora_prompt}`` is what the style LoRA was fitted with,
             ``{content_prompt}`` the manifest's column.
+        solver: how the sampling grid is walked down; by default DDIM.
         injection: how content steers style.
         initial: where the denoising starts; by default from the content's z_T with the style's channel statistics.
         content_lora: whether inversion and source row run under the content picture's own LoRA: "found" where the
@@ -132,8 +139,10 @@ class Stylizer(lightning.LightningModule):
         inversion_steps: int | None = None,
         inversion_refinements: int = 0,
         guidance_scale: float = 3.0,
+        guidance_interval: tuple[float, float] = (0.0, 1.0),
         negative_prompt: str = "",
         prompt: str = "{lora_prompt}, {content_prompt}",
+        solver: Solver | None = None,
         injection: Injection | None = None,
         initial: InitialLatents | None = None,
         content_lora: ContentLoRA = "found",
@@ -154,6 +163,11 @@ class Stylizer(lightning.LightningModule):
                 raise DiffstylerError(f"model.{name}: expected 1 … {MOST_STEPS}, got {steps}")
         if not 0 <= guidance_scale < math.inf:
             raise DiffstylerError(f"model.guidance_scale: expected a number of at least 0, got {guidance_scale}")
+        low, high = guidance_interval
+        if not 0 <= low < high <= 1:
+            raise DiffstylerError(
+                f"model.guidance_interval: expected [low, high] with 0 <= low < high <= 1, got [{low}, {high}]"
+            )
         if rows_per_call is not None and rows_per_call < 2:
             raise DiffstylerError(f"model.rows_per_call: expected at least 2, got {rows_per_call}")
         check_placeholders(prompt, ("lora_prompt", "content_prompt"), "model.prompt: ")
@@ -168,8 +182,10 @@ class Stylizer(lightning.LightningModule):
         self.inversion_steps = inversion_steps or num_inference_steps
         self.inversion_refinements = inversion_refinements
         self.guidance_scale = guidance_scale
+        self.guidance_interval = guidance_interval
         self.negative_prompt = negative_prompt
         self.prompt = prompt
+        self.solver = solver if solver is not None else DDIM()
         self.injection = injection if injection is not None else CrossLoRAInjection()
         self.initial = initial if initial is not None else FromContentAdaIN()
         self.content_lora: ContentLoRA = content_lora
@@ -244,7 +260,7 @@ class Stylizer(lightning.LightningModule):
                 for job, content in zip(jobs, contents, strict=True)
             ]
             schedule = self.backbone.sampling_schedule(self.num_inference_steps)
-            latents = denoise(denoiser, canvases, schedule, self.adapter_cache.embed(""), self.fusion)
+            latents = denoise(denoiser, canvases, schedule, self.adapter_cache.embed(""), self.fusion, self.solver)
         pictures = [fetch(self.backbone.decode_latents(x_0[None])[0]) for x_0 in latents]
 
         def finished(job: PictureJob, pixels: Callable[[], torch.Tensor]) -> Stylized | Failed:
@@ -388,6 +404,10 @@ class Stylizer(lightning.LightningModule):
         """
         strategies = {"injection": self.injection, "initial": self.initial, "fusion": self.fusion}
         self.record = {name: describe(strategy) for name, strategy in strategies.items()}
+        if not isinstance(self.solver, DDIM):  # told only since there is a choice
+            self.record["solver"] = describe(self.solver)
+        if tuple(self.guidance_interval) != (0.0, 1.0):
+            self.record["guidance_interval"] = list(self.guidance_interval)
         triples = self._data.triples
         check_masks(triples)
         if self.initial.needs_style:
@@ -488,7 +508,12 @@ class Stylizer(lightning.LightningModule):
         self._tell_what_has_no_effect(schedule)
         self.begin = next(iter(schedule))
         self.strategies = Strategies(
-            self.injection, self.initial, self.fusion, self.guidance_scale, self.negative_prompt
+            self.injection,
+            self.initial,
+            self.fusion,
+            self.guidance_scale,
+            self.guidance_interval,
+            self.negative_prompt,
         )
         self.adapter_cache = AdapterCache(self.adapters, self.backbone, allow_partial=self.allow_partial)
         settings = {"precision": str(self.trainer.precision), "rows_per_call": self.rows_per_call}
@@ -519,10 +544,16 @@ class Stylizer(lightning.LightningModule):
         ]
         idle = {f"injection.{name}" for name in set.intersection(*of_rows)}
         scales = {self.guidance_scale if row.guidance_scale is None else row.guidance_scale for row in rows}
-        if self.negative_prompt and scales == {1}:
-            idle.add("negative_prompt")
-        for name in sorted(idle):
-            log.warning("model.%s has no effect in this run: what it changes does not happen", name)
+        unguided = scales == {1}
+        unmasked = all(isinstance(parse_mask_prompt(row.mask), Everything) for row in rows)
+        useless = dict.fromkeys(("negative_prompt", "guidance_interval"), unguided)
+        useless |= dict.fromkeys(("feather", "fusion", "keep_outside", "masker", "on_empty_mask"), unmasked)
+        plain = {name: parameter.default for name, parameter in signature(Stylizer).parameters.items()}
+        plain |= {"fusion": FuseLatents(), "masker": self.masker if type(self.masker) is AttentionMasker else None}
+        idle |= {name for name, nothing in useless.items() if nothing and getattr(self, name) != plain[name]}
+        if idle:
+            names = ", ".join(f"model.{name}" for name in sorted(idle))
+            log.warning("no effect in this run: %s; what would change by it does not happen", names)
 
     def on_predict_end(self) -> None:
         self.workers.close()

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from diffusers import DPMSolverMultistepScheduler
 from peft import LoraConfig
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -15,8 +16,9 @@ from diffstyler.diffusion.initial import FromContent, FromContentAdaIN, FromStyl
 from diffstyler.diffusion.injection import CrossLoRAInjection, NoInjection
 from diffstyler.diffusion.inversion import Clean, invert
 from diffstyler.diffusion.sampling import Canvas, Region, count_rows, denoise
+from diffstyler.diffusion.solver import Before, DPMSolverMultistep
 from diffstyler.fit.losses import MinSNRLoss, Noised
-from diffstyler.types import PromptEmbeds, Schedule, Trajectory
+from diffstyler.types import NoiseLevel, PromptEmbeds, Schedule, Step, Trajectory
 
 STEPS = 3
 LEFT = torch.zeros(8, 8).index_fill(1, torch.arange(4), 1)
@@ -300,3 +302,52 @@ def test_pictures_of_one_content_share_its_source_rows(tiny, denoiser, schedule)
         for actual, n in zip(made, pictures, strict=True):
             torch.testing.assert_close(actual, alone[n], atol=1e-4, rtol=1e-4)
     handle.remove()
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # in diffusers' scheduler
+@pytest.mark.parametrize("steps", [8, 20])
+@pytest.mark.parametrize("tiny_dir", ["epsilon", "v_prediction"], indirect=True)
+@torch.no_grad()
+def test_the_multistep_solver_is_diffusers(tiny, denoiser, steps):
+    schedule = tiny.sampling_schedule(steps)
+    style = region(tiny, None, 3.0)
+    picture = canvas(schedule, style)
+    scheduler = DPMSolverMultistepScheduler.from_config(tiny.scheduler.config, final_sigmas_type="sigma_min")
+    scheduler.set_timesteps(timesteps=schedule.timesteps.tolist())
+    x = picture.latents
+    for t in scheduler.timesteps:
+        neg, pos = (
+            tiny.unet(x[None], t, encoder_hidden_states=p.tokens).sample[0]
+            for p in (style.negative_prompt, style.prompt)
+        )
+        x = scheduler.step(neg + 3.0 * (pos - neg), t, x).prev_sample
+    made = denoise(denoiser, [picture], schedule, tiny.encode_prompt([""]), solver=DPMSolverMultistep())[0]
+    torch.testing.assert_close(made, x, atol=2e-4, rtol=2e-4)
+
+
+def test_the_multistep_solver_starts_where_there_is_no_signal():
+    """Zero terminal SNR: the step after it goes by its own x0 alone."""
+    nothing, some, more = NoiseLevel(0.0, 1.0), NoiseLevel(0.6, 0.8), NoiseLevel(0.8, 0.6)
+    x, noise_pred, clean = torch.randn(3, 4, 2, 2, generator=torch.Generator().manual_seed(0))
+    step = Step(1, 20, 900, 0.9, some, more)
+    effective, _ = DPMSolverMultistep()(step, x, noise_pred, Before(nothing, clean))
+    torch.testing.assert_close(effective, noise_pred, atol=1e-6, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_guidance_costs_rows_in_its_interval_alone(tiny, denoiser, monkeypatch):
+    """Outside it, what it gives is what no guidance gives."""
+    schedule = tiny.sampling_schedule(6)
+    times = [step.time for step in schedule]
+    early = (times[3], 1.0)  # the first three steps
+    picture = canvas(schedule, region(tiny, 0, 3.0, guidance_interval=early))
+    rows, predict = [], type(tiny).predict
+    monkeypatch.setattr(
+        type(tiny), "predict", lambda m, latents, *more: rows.append(len(latents)) or predict(m, latents, *more)
+    )
+    guided = run(denoiser, schedule, picture)[0]
+    assert rows == [2, 2, 2, 1, 1, 1]
+    assert count_rows(picture.regions, schedule) == sum(rows)
+    whole = run(denoiser, schedule[:3], canvas(schedule, region(tiny, 0, 3.0)))[0]
+    rest = replace(picture, latents=whole, regions=(region(tiny, 0, 1.0),))
+    torch.testing.assert_close(guided, run(denoiser, schedule[3:], rest)[0], atol=1e-5, rtol=1e-4)

@@ -12,9 +12,12 @@ from runs import pixels, row, stylize
 
 from diffstyler.adapters import LoRAIdentity, LoRALibrary, LowRank, save_lora
 from diffstyler.backbones import StableDiffusion
+from diffstyler.diffusion.fusion import FuseClean
 from diffstyler.diffusion.initial import FromContent, FromStyle
 from diffstyler.diffusion.injection import CrossLoRAInjection, NoInjection
+from diffstyler.diffusion.solver import DPMSolverMultistep
 from diffstyler.predict.adapter_resolver import MissingLoRAError
+from diffstyler.predict.stylizer import Stylizer
 from diffstyler.predict.writer import PredictError
 from diffstyler.types import StyleRegion, Triple
 
@@ -27,6 +30,8 @@ FIXED = CrossLoRAInjection(0.6, 1.0)
         ({}, {"num_inference_steps": 4}),
         ({}, {"inversion_refinements": 2}),
         ({}, {"guidance_scale": 4.0}),
+        ({}, {"guidance_interval": (0.0, 0.4)}),
+        ({}, {"solver": DPMSolverMultistep()}),
         ({}, {"negative_prompt": "ugly"}),
         ({}, {"prompt": "sky"}),
         ({}, {"injection": NoInjection()}),
@@ -56,6 +61,10 @@ def test_every_setting_has_an_effect(studio, tiny_dir, base, change):
         ({"injection": CrossLoRAInjection(attention=0.3, adaptive=False)}, ["injection.adaptive"]),
         ({"injection": CrossLoRAInjection(0.0, 0.0, source_under_style=True)}, ["injection.source_under_style"]),
         ({"guidance_scale": 1.0, "negative_prompt": "ugly"}, ["negative_prompt"]),
+        ({"guidance_scale": 1.0, "guidance_interval": (0.5, 1.0)}, ["guidance_interval"]),
+        ({"feather": 0.1}, ["feather"]),
+        ({"fusion": FuseClean(), "on_empty_mask": "skip"}, ["fusion", "on_empty_mask"]),
+        ({"keep_outside": False}, ["keep_outside"]),
         ({"injection": CrossLoRAInjection(0.6, 1.0, adaptive=False)}, []),
         ({"negative_prompt": "ugly"}, []),
         ({}, []),
@@ -64,9 +73,21 @@ def test_every_setting_has_an_effect(studio, tiny_dir, base, change):
 def test_a_setting_without_effect_is_told(studio, tiny_dir, caplog, settings, told):
     with caplog.at_level("WARNING", "diffstyler"):
         stylize(studio, tiny_dir, row(studio), **settings)
-    assert [m.split(" has no effect")[0] for m in caplog.messages if "has no effect" in m] == [
-        f"model.{name}" for name in told
-    ]
+    names = [m.split(";")[0].removeprefix("no effect in this run: ") for m in caplog.messages if "no effect" in m]
+    assert names == ([", ".join(f"model.{name}" for name in told)] if told else [])
+
+
+def test_masks_make_their_settings_effective(studio, tiny_dir, caplog):
+    with caplog.at_level("WARNING", "diffstyler"):
+        masked = StyleRegion(studio / "gold.png", mask="box: 0,0,30,64")
+        stylize(studio, tiny_dir, Triple("r", studio / "photo.png", (masked,)), feather=0.1, fusion=FuseClean())
+    assert not [m for m in caplog.messages if "no effect" in m]
+
+
+@pytest.mark.parametrize("interval", [(0.5, 0.5), (-0.1, 1.0), (0.0, 1.1), (1.0, 0.0)])
+def test_an_interval_that_cannot_be_is_refused(interval):
+    with pytest.raises(ValueError, match=r"guidance_interval: expected \[low, high\]"):
+        Stylizer(guidance_interval=interval)
 
 
 @pytest.mark.parametrize(

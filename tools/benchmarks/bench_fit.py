@@ -183,14 +183,18 @@ def fit(
 def overhead(backbone: Backbone, options: argparse.Namespace) -> None:
     """Print where the time goes when many short LoRAs are fitted as the command does, previews and all."""
     for width in options.packs:
-        began = time.perf_counter()
         module = fit(TimedFinetuner, backbone, options.overhead, width, options.steps, options, [], Crops())
         assert isinstance(module, TimedFinetuner)
-        total = time.perf_counter() - began
+        total = module.ended - module.began
         seconds = {"elsewhere": total - sum(module.seconds.values()), **module.seconds}
         steps = seconds.pop("steps")
         parts = ", ".join(f"{name} {part / total:.1%}" for name, part in seconds.items())
-        print(f"{options.overhead} LoRAs of {options.steps} steps, {width} at once: {total:.1f} s, ", end="")
+        speed = options.overhead * options.steps / total
+        print(
+            f"{options.overhead} LoRAs of {options.steps} steps, {width} at once: {total:.1f} s from the first draw, ",
+            end="",
+        )
+        print(f"{speed:.1f} adapter-steps/s, ", end="")
         print(f"outside training steps {1 - steps / total:.1%} ({parts})", flush=True)
 
 
@@ -200,6 +204,13 @@ class TimedFinetuner(LoRAFinetuner):
     def __init__(self, *args: Any, **settings: Any) -> None:
         super().__init__(*args, **settings)
         self.seconds = {"steps": 0.0, "opening": 0.0, "previews": 0.0, "writing": 0.0}
+        self.began = self.ended = 0.0
+
+    def on_train_start(self) -> None:
+        self.began = time.perf_counter()
+
+    def on_train_end(self) -> None:
+        self.ended = time.perf_counter()
 
     def training_step(self, batch: FitBatch, batch_idx: int) -> None:
         with self._timed("steps"):
