@@ -11,12 +11,13 @@ from typing import Annotated, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo
 from pydantic_core import ErrorDetails, PydanticCustomError
 
-from diffstyler.checks import MAX_SEED, in_our_words
+from diffstyler.checks import MAX_SEED, in_our_words, shown
 from diffstyler.errors import DiffstylerError, check_placeholders
 from diffstyler.manifests.table import Row, Table, unknown
 from diffstyler.masking.prompt import File, with_files_from
 from diffstyler.masking.prompt_parser import parse_mask_prompt
 
+MOST_SHOWN = 300  # characters of a path that is not there
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 _INTEGER = re.compile(r"(\d{1,19})(\.0*)?", re.ASCII)  # pandas writes the integers of a column with gaps as 3.0
 _UNUSABLE = re.compile("[\0\ud800-\udfff]")
@@ -47,7 +48,8 @@ class Folder:
         try:
             return path, S_ISDIR(path.stat().st_mode)
         except OSError as error:
-            raise DiffstylerError(f"no such file: {written!r} (looked for {path.absolute()})") from error
+            looked = str(path.absolute())[:MOST_SHOWN]
+            raise DiffstylerError(f"no such file: {shown(written)} (looked for {looked})") from error
 
     def _mask(self, written: str) -> str:
         """The mask prompt in its canonical form, its files found."""
