@@ -13,7 +13,7 @@ import torch
 OnError = Literal["stop", "skip"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class StyleRegion:
     """One style for one part of a picture, as the manifest states it.
 
@@ -22,7 +22,7 @@ class StyleRegion:
     ``start`` and ``stop`` bound the part of the denoising in which the style acts, as fractions of the noise level: 1 =
     pure noise, 0 = the finished picture. ``inject_features`` and ``inject_attention`` are the fractions of the steps in
     which the content steers this style. ``style_picture`` is the picture of a style that its LoRA's file names.
-    ``None`` means "the default of the run". ``origin`` names the row, such as ``manifest.csv row 3``.
+    ``None`` means "the default of the run". ``origin`` names the row, where it is another one than its picture's.
     """
 
     style: Path
@@ -64,7 +64,7 @@ class RowProblem:
         return f"{place}, column '{self.column}': {self.reason}" if self.column else f"{place}: {self.reason}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Triple:
     """One picture to make: a content picture and the styles of its regions, later regions on top.
 

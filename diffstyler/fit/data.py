@@ -138,9 +138,9 @@ class FitData(lightning.LightningDataModule):
             given = {"prompt": prompt, "mask": "everything"}
             return [Named(triple.content, given, triple.origin, "content", triple.id)]
         return [
-            Named(region.style, {"prompt": prompt, "mask": region.style_mask}, region.origin, "style", triple.id)
-            for region in triple.regions
-            if is_picture(region.style)
+            Named(r.style, {"prompt": prompt, "mask": r.style_mask}, r.origin or triple.origin, "style", triple.id)
+            for r in triple.regions
+            if is_picture(r.style)
         ]
 
     def train_dataloader(self) -> Draws:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Hashable
 from functools import cache
 from pathlib import Path
 from stat import S_ISDIR
@@ -23,6 +24,9 @@ _INTEGER = re.compile(r"(\d{1,19})(\.0*)?", re.ASCII)  # pandas writes the integ
 _UNUSABLE = re.compile("[\0\ud800-\udfff]")
 
 
+Same = TypeVar("Same", bound=Hashable)
+
+
 class Cells(BaseModel):
     """The columns of a row; None = not given. Validate with a :class:`Folder` as the context."""
 
@@ -31,7 +35,7 @@ class Cells(BaseModel):
     @property
     def given(self) -> dict:
         """The columns that the row gives."""
-        return {name: value for name, value in vars(self).items() if name in self.model_fields_set}
+        return {name: getattr(self, name) for name in self.model_fields_set}
 
 
 class Folder:
@@ -41,6 +45,11 @@ class Folder:
         self.path = path
         self.find = cache(self._find)
         self.mask = cache(self._mask)
+        self._shared: dict[Hashable, Hashable] = {}
+
+    def shared(self, value: Same) -> Same:
+        """One object for all that are equal: the rows of a large file say much the same."""
+        return self._shared.setdefault(value, value)  # type: ignore[return-value]
 
     def _find(self, written: str) -> tuple[Path, bool]:
         """The path, and whether it is a folder."""

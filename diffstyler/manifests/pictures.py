@@ -7,7 +7,8 @@ import math
 import re
 import unicodedata
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path, PurePath
 from typing import Annotated
 
@@ -58,8 +59,10 @@ def read_manifest(path: Path, skipped: list[RowProblem] | None = None) -> tuple[
     table, folder = Table(path, COLUMNS, required=("content", "style"), nested=nested, keep=keep), Folder(path.parent)
     pictures = _group([_read_row(row, table, folder) for row in table], table)
     for id, picture in pictures.items():
-        _check_agreement(id, picture, table)
-        _check_overlap(picture, table)
+        if len(picture) > 1:
+            _check_agreement(id, picture, table)
+        if len(picture) > 1 or len(picture[0].regions) > 1:
+            _check_overlap(picture, table)
     if skipped is None:
         table.check()
     else:
@@ -143,7 +146,7 @@ class _Row:
     """
 
     number: int
-    name: str
+    name: str = ""
     id: str | None = None
     content: Path | None = None
     content_prompt: str | None = None
@@ -152,12 +155,13 @@ class _Row:
 
 
 def _read_row(row: Row, table: Table, folder: Folder) -> _Row:
-    cells, name = check(PictureCells, row, table, folder), _name(row)
+    cells, name = check(PictureCells, row, table, folder), "" if "id" in row.values else _name(row)
     if cells is None:
         id, regions = row.values.get("id"), row.values.get("regions")
         count = len(regions) if isinstance(regions, list) else 1
         return _Row(row.number, name, None if id is None else str(id), regions=(None,) * count)
     regions = tuple(_region(region, index, row, table) for index, region in enumerate(cells.regions))
+    regions = folder.shared(regions)
     return _Row(row.number, name, cells.id, cells.content, cells.content_prompt, cells.seed, regions)
 
 
@@ -166,6 +170,11 @@ def _name(row: Row) -> str:
     regions = row.values.get("regions")
     first = regions[0] if isinstance(regions, list) and regions and isinstance(regions[0], dict) else row.values
     paths = [path for path in (row.values.get("content"), first.get("style")) if isinstance(path, str)]
+    return _joined(*paths)
+
+
+@lru_cache(1 << 14)
+def _joined(*paths: str) -> str:
     stems = unicodedata.normalize("NFC", "-".join(PurePath(path).stem for path in paths))
     return re.sub(r"[^\w.-]+", "_", stems).lstrip(".").encode()[: MAX_ID_BYTES - 10].decode(errors="ignore")
 
@@ -173,7 +182,7 @@ def _name(row: Row) -> str:
 def _region(cells: RegionCells, index: int, row: Row, table: Table) -> StyleRegion | None:
     nested = row.values.get("regions")
     prefix, values = (f"regions[{index}].", nested[index]) if isinstance(nested, list) else ("", row.values)
-    region = StyleRegion(**cells.given, origin=f"{table.path.name} {table.place(row.number)}")
+    region = StyleRegion(**cells.given)
     if region.style_picture is not None and is_picture(region.style):
         told = f"the style is a picture itself ({shown(values['style'])}); leave it out"
         table.add(row.number, told, prefix + "style_picture")
@@ -258,7 +267,10 @@ def _check_overlap(picture: list[_Row], table: Table) -> None:
 def _triple(id: str, picture: list[_Row], table: Table) -> Triple:
     first = picture[0]
     assert first.content is not None, "rows without content are reported"
-    regions = tuple(region for row in picture for region in row.regions if region)
+    regions = first.regions
+    for row in picture[1:]:
+        origin = f"{table.path.name} {table.place(row.number)}"
+        regions += tuple(replace(region, origin=origin) for region in row.regions if region)
     content_prompt = next((row.content_prompt for row in picture if row.content_prompt is not None), "")
     seed = next((row.seed for row in picture if row.seed is not None), 0)
     return Triple(id, first.content, regions, content_prompt, seed, f"{table.path.name} {table.place(first.number)}")

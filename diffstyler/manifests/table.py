@@ -132,7 +132,7 @@ class Table:
 
     def _csv(self) -> Iterator[tuple[int, dict[str, object]]]:
         """Rows are counted as a spreadsheet counts them: the header is row 1, blank rows count, cells hold newlines."""
-        reader = csv.reader(io.StringIO(self._text(), newline=""), strict=True)
+        reader = csv.reader(self._text(), strict=True)
         header: list[str] = []
         number = 0
         while True:
@@ -159,9 +159,9 @@ class Table:
                 yield number, {name: cell for name, cell in named if name in self._known and name not in self.told}
 
     def _json_lines(self) -> Iterator[tuple[int, dict[str, object]]]:
-        for number, line in enumerate(self._text().split("\n"), start=1):
+        for number, line in enumerate(self._text(), start=1):
             try:
-                values = json.loads(line, object_pairs_hook=_unique_keys) if line.strip() else None
+                values = json.loads(line.rstrip("\n"), object_pairs_hook=_unique_keys) if line.strip() else None
             except json.JSONDecodeError as error:
                 self.add(number, f"invalid JSON at character {error.colno}: {error.msg}")
                 continue
@@ -203,14 +203,16 @@ class Table:
                 self.add(number, "required, but missing", name)
                 self.told.add(name)
 
-    def _text(self) -> str:
+    def _text(self) -> io.TextIOWrapper:
+        """The file's text, its ends of lines as they are."""
         data = self.path.read_bytes()
         try:
-            return data.decode("utf-8-sig")
+            data.decode()
         except UnicodeDecodeError as error:
             line = data.count(b"\n", 0, error.start) + 1
             self.add(0, f"line {line} is not UTF-8 (byte 0x{data[error.start]:02x}); save the file as UTF-8")
-            return ""
+            data = b""
+        return io.TextIOWrapper(io.BytesIO(data), "utf-8-sig", newline="\n")
 
 
 @lru_cache(1024)  # every row of a file may have it
