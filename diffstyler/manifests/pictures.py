@@ -267,7 +267,7 @@ def _check_overlap(picture: list[_Row], table: Table) -> None:
 def _triple(id: str, picture: list[_Row], table: Table) -> Triple:
     first = picture[0]
     assert first.content is not None, "rows without content are reported"
-    regions = first.regions
+    regions: tuple[StyleRegion, ...] = first.regions  # type: ignore[assignment]  # wrong ones are told
     for row in picture[1:]:
         origin = f"{table.path.name} {table.place(row.number)}"
         regions += tuple(replace(region, origin=origin) for region in row.regions if region)

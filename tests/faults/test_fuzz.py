@@ -26,7 +26,8 @@ quick = settings(
     max_examples=60, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
 )
 
-WORDS = 'house everything background box: point: file: not + - & ( ) [grow ] [1] left , 5 1e9 " \\ é 0,0,9,9 -3'.split()
+NAMES = ["house", "everything", "background", "box:", "point:", "file:", "not", "left", "value 3"]
+WORDS = [*NAMES, "+", "-", "&", "(", ")", "[grow", "]", "[1]", ",", "5", "1e9", '"', "\\", "é", "0,0,9,9", "-3"]
 WORDS += ["value 3", " ", "\n", "\x1b[2J"]
 
 
