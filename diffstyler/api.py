@@ -78,7 +78,8 @@ def stylize(
         precision: Lightning's.
 
     Raises:
-        DiffstylerError: both a style and regions, or neither; a mask prompt is wrong.
+        DiffstylerError: both a style and regions, or neither.
+        RowsError: the content, a style, its LoRA or a mask prompt cannot be used.
         PredictError: the picture could not be made, such as where a mask finds nothing.
     """
     if (style is None) == (not regions):

@@ -4,11 +4,26 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 
 
 class DiffstylerError(ValueError):
     """Anything that a user can cause and mend."""
+
+
+#: problems and failures that a text names; files have all of them
+MOST_TOLD = 100
+
+
+class RowsError(DiffstylerError):
+    """What is wrong with the rows of a run, one problem a line; at most the first 100."""
+
+
+def told_lines(problems: Sequence[object]) -> str:
+    """One a line, and how many more there are than are told."""
+    lines = [str(problem) for problem in problems[:MOST_TOLD]]
+    more = len(problems) - len(lines)
+    return "\n".join([*lines, f"… and {more} more"] if more else lines)
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

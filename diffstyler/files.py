@@ -7,7 +7,11 @@ import json
 import logging
 import os
 import secrets
+import shutil
+from contextlib import suppress
 from pathlib import Path
+
+from diffstyler.errors import DiffstylerError
 
 try:
     import fcntl
@@ -16,9 +20,16 @@ except ImportError:  # on Windows, where a file in use cannot be removed anyway
 
 _log = logging.getLogger(__name__)
 
+#: bytes that a disk has left at least before a run begins: less than one picture needs
+LEAST_FREE = 1 << 20
+
 
 def atomic_write(path: Path, data: bytes) -> None:
-    """Put ``data`` at ``path``: whoever reads it sees the old file or the new one, never a part, even after a crash."""
+    """Put ``data`` at ``path``: whoever reads it sees the old file or the new one, never a part, even after a crash.
+
+    Raises:
+        OSError: it cannot be written; the error names ``path``, and what was there stays.
+    """
     beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         with beside.open("xb") as file:
@@ -28,9 +39,27 @@ def atomic_write(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
             beside.replace(path)
-    except BaseException:
-        beside.unlink(missing_ok=True)
+    except BaseException as error:
+        with suppress(OSError):
+            beside.unlink(missing_ok=True)
+        if isinstance(error, OSError):  # a full disk does not say which file
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise
+
+
+def check_writable(folder: Path) -> None:
+    """Whether files can be put into a folder, which need not be there; nothing is written.
+
+    Raises:
+        DiffstylerError: they cannot.
+    """
+    there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+    if not there.is_dir():
+        raise DiffstylerError(f"{folder}: expected a folder to write to, but {there} is a file; name another one")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise DiffstylerError(f"{folder}: expected a folder to write to, but {there} is read-only; name another one")
+    if shutil.disk_usage(there).free < LEAST_FREE:
+        raise DiffstylerError(f"{folder}: expected room to write, but the disk is full; free some, or name another one")
 
 
 def sweep(folder: Path) -> None:

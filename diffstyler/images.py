@@ -171,15 +171,23 @@ def fit_size(width_height: tuple[int, int], resolution: int, multiple: int) -> t
     Raises:
         ImageError: where one side is more than ``MAX_ASPECT`` times the other.
     """
+    check_aspect(width_height)
     width, height = width_height
     short, long = min(width, height), max(width, height)
-    if long > MAX_ASPECT * short:
-        raise ImageError(
-            f"expected an aspect of at most {MAX_ASPECT}:1, got {width} x {height} pixels; crop the picture"
-        )
     fitted_short = max(1, _rounded(resolution, multiple)) * multiple
     fitted_long = max(1, _rounded(fitted_short * long, short * multiple)) * multiple
     return (fitted_long, fitted_short) if height > width else (fitted_short, fitted_long)
+
+
+def check_aspect(width_height: tuple[int, int]) -> None:
+    """Raises:
+    ImageError: one side is more than ``MAX_ASPECT`` times the other.
+    """
+    width, height = width_height
+    if max(width, height) > MAX_ASPECT * min(width, height):
+        raise ImageError(
+            f"expected an aspect of at most {MAX_ASPECT}:1, got {width} x {height} pixels; crop the picture"
+        )
 
 
 def _on_white(image: Image.Image) -> Image.Image:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import torch
 
+#: what a wrong row means: all are told and nothing is made, or the others are made
+OnError = Literal["stop", "skip"]
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, slots=True)
 class StyleRegion:
     """One style for one part of a picture, as the manifest states it.
 
@@ -17,7 +21,8 @@ class StyleRegion:
     part of it that the LoRA learns. ``strength`` scales the style LoRA (0 = base model, 1 = as fitted; 0 … 2).
     ``start`` and ``stop`` bound the part of the denoising in which the style acts, as fractions of the noise level: 1 =
     pure noise, 0 = the finished picture. ``inject_features`` and ``inject_attention`` are the fractions of the steps in
-    which the content steers this style. ``None`` means "the default of the run".
+    which the content steers this style. ``style_picture`` is the picture of a style that its LoRA's file names.
+    ``None`` means "the default of the run". ``origin`` names the row, where it is another one than its picture's.
     """
 
     style: Path
@@ -31,9 +36,35 @@ class StyleRegion:
     inject_features: float | None = None
     inject_attention: float | None = None
     style_mask: str = "everything"
+    style_picture: Path | None = None
+    origin: str = field(default="", compare=False)
+
+    @property
+    def look(self) -> tuple[Path, str, Path | None]:
+        """What of a style picture, or which LoRA with which picture, the region is to look like."""
+        return self.style, self.style_mask, self.style_picture
+
+    @property
+    def record(self) -> dict[str, object]:
+        """What it states, by name; neither where it stands, nor the picture, which its hash tells."""
+        return {name: value for name, value in asdict(self).items() if name not in ("origin", "style_picture")}
 
 
 @dataclass(frozen=True)
+class RowProblem:
+    """What is wrong with a row: the ``id`` of its picture, where it stands, and the ``reason``."""
+
+    id: str
+    origin: str
+    column: str
+    reason: str
+
+    def __str__(self) -> str:
+        place = self.origin or self.id
+        return f"{place}, column '{self.column}': {self.reason}" if self.column else f"{place}: {self.reason}"
+
+
+@dataclass(frozen=True, slots=True)
 class Triple:
     """One picture to make: a content picture and the styles of its regions, later regions on top.
 

@@ -35,6 +35,7 @@ def stylize(
     studio: Path, tiny_dir: Path, *rows: Triple, out: str = "out", batch_size: int = 1, **settings
 ) -> list[Image.Image]:
     settings = {"num_inference_steps": 3, "guidance_scale": 2.0, **settings}
+    on_error = settings.pop("on_error", "stop")
     precision, accelerator = settings.pop("precision", "32-true"), settings.pop("accelerator", "cpu")
     settings.setdefault("backbone", StableDiffusion(str(tiny_dir)))
     module = Stylizer(lora_dir=studio / "loras", output_dir=studio / out, **settings)
@@ -46,7 +47,7 @@ def stylize(
         enable_model_summary=False,
         enable_progress_bar=False,
     )
-    data = PredictData(triples=rows, batch_size=batch_size)
+    data = PredictData(triples=rows, batch_size=batch_size, on_error=on_error)
     trainer.predict(module, datamodule=data, return_predictions=False)
     return [load_image(studio / out / f"{r.id}.png") for r in rows]
 

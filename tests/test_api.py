@@ -10,13 +10,12 @@ from runs import pixels
 
 import diffstyler
 from diffstyler.backbones import StableDiffusion
-from diffstyler.errors import DiffstylerError
+from diffstyler.errors import DiffstylerError, RowsError
 from diffstyler.fit.crops import Crops
 from diffstyler.fit.data import FitData
 from diffstyler.fit.finetuner import LoRAFinetuner
 from diffstyler.images import load_image
 from diffstyler.predict.stylizer import Stylizer
-from diffstyler.predict.writer import PredictError
 from diffstyler.types import StyleRegion
 
 
@@ -36,7 +35,7 @@ def test_stylize_returns_the_picture_with_files_and_without(studio, tiny_dir, to
     assert pixels(made[0]) == pixels(made[1])
     assert (studio / "out").exists() is to_files
     (studio / "broken.png").write_bytes(b"nothing")
-    with pytest.raises(PredictError, match=r"broken\.png: .*expected a picture"):
+    with pytest.raises(RowsError, match=r"broken\.png: .*expected a picture"):
         diffstyler.stylize(studio / "broken.png", studio / "gold.png", stylizer())
     assert not list(tmp_path.glob("stylized"))
 

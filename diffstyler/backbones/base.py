@@ -79,6 +79,14 @@ class Backbone(nn.Module, ABC):
             DiffstylerError: what is wrong, and what to do.
         """
 
+    def outline(self, dtype: torch.dtype, *, text_encoders: bool = False) -> Backbone:
+        """Another of its kind by its configurations alone: network and autoencoder, and ``text_encoders`` if asked for.
+
+        Raises:
+            DiffstylerError: it is not known before the weights are read.
+        """
+        raise DiffstylerError(f"a {type(self).__name__} is known only when it is loaded")
+
     def prepare(self, device: torch.device) -> None:
         """Called once when the loaded model is on the device that it is to run on: choose what runs there.
 

@@ -17,9 +17,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+import transformers
 from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline, SchedulerMixin, UNet2DConditionModel
 from torch import nn
-from transformers import CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTokenizer
 
 from diffstyler.backbones.attention import AttentionBackend, AutoAttention
 from diffstyler.backbones.base import Backbone, InjectionSites
@@ -121,14 +122,13 @@ class LatentDiffusion(Backbone):
     def check(self) -> None:
         self.source.check(self.pipeline.__name__)
         if (scheduler := self.source.scheduler()) is not None:
-            self._check_schedule(scheduler)
+            self._set_up_schedule(scheduler)
 
     def save_memory(self, *, vae_tiling: bool, offload: bool) -> None:
         self.vae_tiling |= vae_tiling
         self.offload |= offload
 
-    def outline(self, dtype: torch.dtype) -> LatentDiffusion:
-        """Another of its kind, UNet and autoencoder by their configurations alone, for tensors that hold no data."""
+    def outline(self, dtype: torch.dtype, *, text_encoders: bool = False) -> LatentDiffusion:
         folder = self.source.configurations
         if folder is None or not Path(folder).is_dir():
             raise DiffstylerError(
@@ -141,6 +141,9 @@ class LatentDiffusion(Backbone):
             outlined.unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(folder, subfolder="unet"))
             torch.set_default_dtype(torch.float32 if dtype == torch.float16 else dtype)
             outlined.vae = AutoencoderKL.from_config(AutoencoderKL.load_config(folder, subfolder="vae"))
+            for name in self.text_encoder_names if text_encoders else ():
+                config = CLIPTextConfig.from_pretrained(folder, subfolder=name)
+                setattr(outlined, name, getattr(transformers, (config.architectures or ["CLIPTextModel"])[0])(config))
         finally:
             torch.set_default_dtype(default)
         outlined._set_up_sizes()

@@ -14,6 +14,7 @@ import torch
 
 from diffstyler.diffusion.injection import Injection
 from diffstyler.diffusion.sampling import count_rows
+from diffstyler.errors import RowsError, told_lines
 from diffstyler.fit.data import FitData
 from diffstyler.fit.finetuner import LoRAFinetuner
 from diffstyler.masking.prompt import Everything
@@ -66,6 +67,9 @@ def check_predict(stylizer: Stylizer, data: PredictData, trainer: lightning.Trai
 
     def rows() -> str:
         data.setup("predict")
+        if data.problems and data.on_error == "stop":
+            told, data.problems = data.problems, []
+            raise RowsError(told_lines(told))
         regions = sum(len(triple.regions) for triple in data.triples)
         return f"{len(data.triples)} pictures with {regions} regions"
 
@@ -148,11 +152,15 @@ def _look(
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu
     yield Finding("device", f"{name}, {_free(device) / GIB:.1f} GiB free")
     yield from _backends(model)
+    found: list[Finding] = []
     for topics in [{"model": lambda: _model(model), **stages[0]}, *stages[1:]]:
-        found = [_attempt(topic, look) for topic, look in topics.items()]
-        yield from found
-        if any(finding.problem for finding in found):
+        found += [_attempt(topic, look) for topic, look in topics.items()]
+        yield from found[-len(topics) :]
+        # rows that can be read are looked at, though others cannot
+        if any(finding.problem for finding in found if finding.topic != "manifest"):
             return
+    if any(finding.problem for finding in found):
+        return
     try:
         yield from cost()
     except ValueError as error:

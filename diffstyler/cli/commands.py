@@ -34,15 +34,18 @@ def predict(arguments: Sequence[str]) -> None:
 def masks(arguments: Sequence[str]) -> None:
     from jsonargparse import ArgumentParser
 
+    from diffstyler.cli.trust import add_flag, limit_imports
     from diffstyler.predict.mask_preview import preview_masks
 
+    limit_imports(arguments)
     parser = telling("masks", ArgumentParser)("diffstyler masks", description=preview_masks.__doc__)
     parser.add_argument("--config", action="config", help="a YAML file with any of these settings")
     parser.add_function_arguments(preview_masks, skip={"mask"})
+    add_flag(parser)
     parser.add_argument("--mask", type=str, nargs="+", default=[], help="mask prompts of the one picture")
     parser.set_defaults({"backbone": {"class_path": "StableDiffusion"}, "masker": {"class_path": "AttentionMasker"}})
     settings = parser.instantiate(parser.parse_args(arguments)).as_dict()
-    settings.pop("config")
+    del settings["config"], settings["trust_config"]
     print(preview_masks(**settings))
 
 

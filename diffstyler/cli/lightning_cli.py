@@ -13,19 +13,20 @@ from pathlib import Path
 from pydoc import locate
 
 import yaml
-from jsonargparse import set_parsing_settings
 from lightning import LightningDataModule, LightningModule
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 from diffstyler.cli.messages import telling
+from diffstyler.cli.trust import add_flag, limit_imports
 from diffstyler.errors import DiffstylerError
 from diffstyler.examples import configs_dir
 from diffstyler.fit.data import FitData
 from diffstyler.fit.finetuner import LoRAFinetuner
 from diffstyler.predict.data import PredictData
 from diffstyler.predict.stylizer import Stylizer
+from diffstyler.types import OnError
 
 #: classes of models, which are named like their pipelines in diffusers
 FAMILIES = ("StableDiffusion", "StableDiffusionXL")
@@ -57,7 +58,7 @@ class Run:
         for logger in ("lightning.pytorch", "lightning.fabric"):  # importing them sets the level
             logging.getLogger(logger).setLevel(logging.WARNING)
         run = self
-        set_parsing_settings(import_path_denylist=["os", "pydoc"])  # and its own list; as errors, not as warnings
+        trusted = limit_imports(arguments)
 
         class CLI(LightningCLI):
             def init_parser(self, **kwargs: object) -> LightningArgumentParser:
@@ -68,10 +69,17 @@ class Run:
                 for name, default in run.folders.items():
                     parser.add_argument(f"--{name}", type=Path, default=Path(default), help=name)
                     parser.link_arguments(name, f"model.{name}")
+                parser.add_argument(
+                    "--on_error", type=OnError, default="stop", help="what wrong rows mean: stop, or skip them"
+                )
+                parser.link_arguments("on_error", "data.on_error")
+                add_flag(parser)
                 parser.set_defaults({name: {"class_path": kind} for name, kind in run.classes.items()})
 
             def parse_arguments(self, parser: LightningArgumentParser, args: object) -> None:
                 self.config = parser.parse_args(args)  # type: ignore[arg-type]
+                if self.config.trust_config and not trusted:
+                    parser.error("trust_config: a config cannot ask to be trusted; say --trust_config")
                 for name, path in _class_paths(self.config.as_dict()):
                     if not isinstance(locate(path), type):  # a function would be called to make the object
                         parser.error(f"{name}: expected a class, got '{path}'")

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
+from types import FrameType
+from typing import NoReturn
 
 from diffstyler.cli import commands
 from diffstyler.cli.messages import explain, is_surprising, quiet_libraries
@@ -41,8 +47,12 @@ commands:
 """
 
 
+#: what a disk says that takes no more
+DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command line (without the program's name) -> exit code: 0 done, 1 failed, 2 wrong use."""
+    """Run one command line -> exit code: 0 done, 1 failed, 2 wrong use, 130 interrupted."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if not arguments or arguments[0] in {"-h", "--help", "help"}:
         print(HELP, end="")
@@ -55,14 +65,40 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(f"no command '{command}'{did_you_mean(command, COMMANDS)}; see diffstyler --help", 2)
     quiet_libraries()
     run, _ = COMMANDS[command]
-    try:
-        run(rest)
-    except (ValueError, RuntimeError, OSError) as error:
-        if os.environ.get("DIFFSTYLER_DEBUG"):
-            raise
-        text = explain(str(error), [])
-        return _fail(f"{text}\n(DIFFSTYLER_DEBUG=1 shows where)" if is_surprising(error) else text, 1)
+    with sigint_noted() as interrupts:
+        try:
+            run(rest)
+        except BaseException as error:
+            if os.environ.get("DIFFSTYLER_DEBUG"):
+                raise
+            if interrupts:  # libraries make other errors of it, and Lightning another exit code
+                return _fail(f"{command} was interrupted; what was done is kept, and the same command goes on", 130)
+            if not isinstance(error, (ValueError, RuntimeError, OSError)):
+                raise
+            text = explain(str(error), [])
+            if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+                return _fail(f"{error.filename}: {error.strerror}; what was done is kept: make room, and run again", 1)
+            return _fail(f"{text}\n(DIFFSTYLER_DEBUG=1 shows where)" if is_surprising(error) else text, 1)
     return 0
+
+
+@contextmanager
+def sigint_noted() -> Iterator[list[int]]:
+    """Ctrl-C interrupts what runs inside as always, and is noted."""
+    noted: list[int] = []
+
+    def interrupt(signum: int, frame: FrameType | None) -> NoReturn:
+        noted.append(signum)
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield noted
+        return
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield noted
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _fail(text: str, code: int) -> int:

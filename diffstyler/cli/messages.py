@@ -14,6 +14,9 @@ from typing import NoReturn
 from diffstyler.chatter import LIBRARY_CHATTER, redirect_ultralytics
 from diffstyler.errors import did_you_mean
 
+#: whose classes settings may name, unless they are trusted: those of packages that do nothing else
+PACKAGES = ["diffstyler", "lightning", "torch.optim", "bitsandbytes.optim", "transformers.optimization"]
+
 
 def telling(name: str, parser: type) -> type:
     """The parser class of a command with errors of a few lines, in place of a page of usage."""
@@ -38,6 +41,11 @@ def explain(message: str, options: Iterable[str]) -> str:
     )
     if told := _unknown_class(message):
         return told
+    if denied := re.search(r"Importing '([^']+)' is not allowed", message):
+        return (
+            f"'{denied[1]}' is not imported: settings name classes of {', '.join(PACKAGES)}; --trust_config on the "
+            "command line allows any that is installed, which can run anything"
+        )
     if not unknown:
         # a value that fits none of several types: the reasons come last, one a line
         return message.strip().split("\n\n")[-1].split("Errors:\n")[-1].strip()
@@ -51,13 +59,15 @@ def _unknown_class(message: str) -> str:
     named = re.search(r"Expected a dot import path string: (\S+)|Given value: (\S+)\s*$", message)
     base = re.search(r"<class '(diffstyler[\w.]*)\.(\w+)'>", message)
     wrong = "dot import path" in message or "does not correspond to a subclass" in message
+    wrong |= "import path denylist" in message
     if not (wrong and named and base):
         return ""
     key, word = re.search(r'key "([\w.]+)"', message), named[1] or named[2]
     names = sorted(_concrete(getattr(importlib.import_module(base[1]), base[2])))
     where = f"{key[1]}: " if key else ""
     return (
-        f"{where}no class '{word}'{did_you_mean(word, names)}; known: {', '.join(names)}, or your own by its full path"
+        f"{where}no class '{word}'{did_you_mean(word, names)}; known: {', '.join(names)}, or your own by its full "
+        "path, with --trust_config"
     )
 
 

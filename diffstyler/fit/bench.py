@@ -156,9 +156,9 @@ class FitBench:
         """Give free slots their next jobs; where there are none, wait for those of others -> is there a step to do?"""
         while True:
             self._look_at_writing()
-            for index, slot in enumerate(self.slots):
-                if slot is None and (job := self._claim()):
-                    self._place(self._open(job, index))
+            for index in range(len(self.slots)):
+                while self.slots[index] is None and (job := self._claim()):
+                    self._try_to_open(job, index)
             if self.busy:
                 return True
             if self._writing:
@@ -380,6 +380,18 @@ class FitBench:
         claimed = self.queue.claim() if self.team.rank == 0 else None
         key = self.team.agree(claimed.identity.key if claimed else None)
         return self.queue.adopt(key) if key else None
+
+    def _try_to_open(self, job: FitJob, index: int) -> None:
+        """A picture or mask that turns out to be unusable is that LoRA's failure, and no other's."""
+        try:
+            slot = self._open(job, index)
+        except (ValueError, OSError) as error:
+            if self.team.size > 1:
+                raise
+            log.error("%s: %s; it is given up", job.picture.paths[0], error)
+            self.queue.fail(job, str(error))
+            return
+        self._place(slot)
 
     def _open(self, job: FitJob, index: int, history: Sequence[str] = ()) -> Slot:
         """Encode the picture and its prompt once; then the encoders leave the device again."""

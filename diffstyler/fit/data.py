@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
 import lightning
 
-from diffstyler.errors import DiffstylerError, check_placeholders
+from diffstyler.errors import DiffstylerError, RowsError, check_placeholders, told_lines
 from diffstyler.fit.bench import FitBatch, FitBench
 from diffstyler.fit.crops import Crops
 from diffstyler.fit.jobs import FitPicture
-from diffstyler.images import is_picture, load_image, picture_sha256
+from diffstyler.images import ImageError, check_aspect, is_picture, load_image, picture_sha256
 from diffstyler.manifests.lora_jobs import ROLES, read_lora_jobs
 from diffstyler.manifests.pictures import read_manifest
 from diffstyler.masking import check_prompt
 from diffstyler.masking.prompt_parser import parse_mask_prompt
-from diffstyler.types import Triple
+from diffstyler.types import OnError, RowProblem, Triple
 
 
 class FitData(lightning.LightningDataModule):
@@ -37,6 +39,8 @@ class FitData(lightning.LightningDataModule):
         crops: how training crops are taken.
         pack_size: LoRAs fitted at once; "auto" = as many as the free memory holds.
         together: the name of one LoRA that all pictures make together, in place of one LoRA for each.
+        on_error: what wrong rows and pictures mean: "stop" = all are told and nothing is fitted, "skip" = the others
+            are fitted, and the wrong ones told at the end.
     """
 
     def __init__(
@@ -51,6 +55,7 @@ class FitData(lightning.LightningDataModule):
         crops: Crops | None = None,
         pack_size: int | Literal["auto"] = 4,
         together: str | None = None,
+        on_error: OnError = "stop",
     ) -> None:
         super().__init__()
         if role not in ROLES:
@@ -73,27 +78,35 @@ class FitData(lightning.LightningDataModule):
         self.crops = crops if crops is not None else Crops()
         self.pack_size: int | Literal["auto"] = pack_size
         self.together = together
+        self.on_error: OnError = on_error
         self.pictures: Sequence[FitPicture] = ()
+        self.problems: list[RowProblem] = []  #: of rows that are skipped
 
     def setup(self, stage: str) -> None:
-        """Read the manifest and find the distinct pictures, by their pixels."""
-        named = [(path, {"prompt": self.run_prompt, "mask": "everything"}) for path in self.paths]
+        """Read the manifest, look at every picture and find the distinct ones, by their pixels.
+
+        Raises:
+            RowsError: rows or pictures that cannot be used, and on_error is "stop" or nothing else is left.
+        """
+        problems: list[RowProblem] = []
+        named = [Named(path, {"prompt": self.run_prompt, "mask": "everything"}, "data.pictures") for path in self.paths]
         if self.manifest is not None:
-            named += [pair for triple in read_manifest(self.manifest) for pair in self._of(triple)]
-        distinct: dict[tuple[str, str], FitPicture] = {}
-        seen: set[tuple[Path, str]] = set()
-        for path, given in named:
-            if (path.resolve(), given["mask"]) in seen:
+            named += [one for triple in read_manifest(self.manifest, problems) for one in self._of(triple)]
+        rows = read_lora_jobs(self.jobs, problems) if self.jobs is not None else ()
+        listed = [Named(row.picture, row.given, row.origin, "picture") for row in rows]
+        looked_at = functools.cache(_look)
+        distinct: dict[object, FitPicture] = {}
+        for one in [*named, *listed]:
+            found = looked_at(one.path, str(one.given.get("mask", "everything")))
+            if isinstance(found, DiffstylerError):
+                problems.append(RowProblem(one.id, one.origin, one.column, str(found)))
                 continue
-            seen.add((path.resolve(), given["mask"]))
-            check_prompt(parse_mask_prompt(given["mask"]), path)
-            picture = FitPicture((path,), picture_sha256(load_image(path)), path.stem, given)
-            distinct.setdefault((picture.sha256, given["mask"]), picture)
-        rows = read_lora_jobs(self.jobs) if self.jobs is not None else ()
-        listed = [
-            FitPicture((r.picture,), picture_sha256(load_image(r.picture)), r.picture.stem, r.given) for r in rows
-        ]
-        self.pictures = [*distinct.values(), *listed]
+            which = one.origin if one.column == "picture" else (found, one.given["mask"])  # each job is a LoRA
+            distinct.setdefault(which, FitPicture((one.path,), found, one.path.stem, one.given))
+        if problems and (self.on_error == "stop" or self.together is not None or not distinct):
+            raise RowsError(told_lines(problems))
+        self.problems = problems
+        self.pictures = list(distinct.values())
         if self.together is not None:
             self.pictures = [self._set_of(self.pictures, self.together)]
 
@@ -118,16 +131,45 @@ class FitData(lightning.LightningDataModule):
     def _prompt(self, content_prompt: str) -> str:
         return self.prompt.replace("{content_prompt}", content_prompt).strip(" ,")
 
-    def _of(self, triple: Triple) -> list[tuple[Path, dict[str, str]]]:
+    def _of(self, triple: Triple) -> list[Named]:
         """Each picture of a row, and what its LoRA has of its own: the prompt, and the part that is to be learned."""
         prompt = self._prompt(triple.content_prompt)
         if self.role == "content":
-            return [(triple.content, {"prompt": prompt, "mask": "everything"})]
-        styles = [region for region in triple.regions if is_picture(region.style)]
-        return [(region.style, {"prompt": prompt, "mask": region.style_mask}) for region in styles]
+            given = {"prompt": prompt, "mask": "everything"}
+            return [Named(triple.content, given, triple.origin, "content", triple.id)]
+        return [
+            Named(r.style, {"prompt": prompt, "mask": r.style_mask}, r.origin or triple.origin, "style", triple.id)
+            for r in triple.regions
+            if is_picture(r.style)
+        ]
 
     def train_dataloader(self) -> Draws:
         return Draws(self.trainer.lightning_module)  # type: ignore[union-attr, arg-type]
+
+
+@dataclass(frozen=True)
+class Named:
+    """A picture that something names: the settings of its LoRA, and where it stands."""
+
+    path: Path
+    given: Mapping[str, object]
+    origin: str
+    column: str = ""
+    id: str = ""
+
+
+def _look(path: Path, mask: str) -> str | DiffstylerError:
+    """``picture_sha256`` of a picture, or what is wrong with it, or with the mask on it."""
+    try:
+        image = load_image(path)
+        check_aspect(image.size)
+        check_prompt(parse_mask_prompt(mask), path)
+    except ImageError as error:
+        told = str(error)
+        return error if told.startswith(str(path)) else ImageError(f"{path}: {told}")
+    except DiffstylerError as error:
+        return error
+    return picture_sha256(image)
 
 
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif"}

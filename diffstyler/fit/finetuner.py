@@ -18,11 +18,12 @@ from diffstyler.adapters import FittedLoRA, LoRALibrary
 from diffstyler.backbones import Backbone, StableDiffusion
 from diffstyler.cuda import Pace
 from diffstyler.distributed import Team, ended_by_sigterm, exit_codes, part
-from diffstyler.errors import DiffstylerError
+from diffstyler.errors import DiffstylerError, told_lines
+from diffstyler.files import check_writable
 from diffstyler.fit.bench import FitBatch, FitBench, crop_side, open_pack
 from diffstyler.fit.crops import Crops
 from diffstyler.fit.early_stop import EarlyStop
-from diffstyler.fit.job_queue import JobQueue
+from diffstyler.fit.job_queue import Failure, JobQueue
 from diffstyler.fit.jobs import (
     ATTENTION,
     FitPicture,
@@ -37,6 +38,7 @@ from diffstyler.fit.losses import DiffusionLoss, NoiseLoss
 from diffstyler.fit.progress import FitProgress
 from diffstyler.fit.sizing import Sizing
 from diffstyler.masking import AttentionMasker, Masker
+from diffstyler.types import RowProblem
 
 log = logging.getLogger(__name__)
 
@@ -80,6 +82,7 @@ class PicturesToFit(Protocol):
     crops: Crops
     pack_size: int | Literal["auto"]
     together: str | None
+    problems: Sequence[RowProblem]
 
 
 class CloseBench(lightning.Callback):
@@ -205,8 +208,9 @@ class LoRAFinetuner(lightning.LightningModule):
         """Find out which LoRAs are to be fitted, and which are there.
 
         Raises:
-            DiffstylerError: a setting cannot be honored or recorded.
+            DiffstylerError: a setting cannot be honored or recorded, or nothing can be written to lora_dir.
         """
+        check_writable(self.library.lora_dir)
         data, model = self._data, self.backbone.fingerprint()
         self.run = replace(
             self.run,
@@ -251,6 +255,8 @@ class LoRAFinetuner(lightning.LightningModule):
         run = self.trainer.strategy.broadcast(secrets.token_hex(8))
         if self.trainer.is_global_zero:
             failures.begin(run, {job.settings.role for job in self.queue.jobs.values()})
+            for row in self._data.problems:
+                failures.add(Failure(row.id or str(row.origin), self._data.role, row.origin, str(row)))
             self.library.sweep()
         failures.run = run
         team = Team(self.trainer.global_rank, self.trainer.world_size) if self._data.together else Team()
@@ -280,7 +286,7 @@ class LoRAFinetuner(lightning.LightningModule):
         self.close()
         if not self.trainer.is_global_zero:
             return
-        verdict(self.queue, [code for code in exit_codes(self.trainer) if code], unfinished)
+        verdict(self.queue, [code for code in exit_codes(self.trainer) if code], unfinished, self._data.problems)
 
     def close(self) -> None:
         """Keep what is under way; leave the model as it was."""
@@ -345,15 +351,16 @@ class LoRAFinetuner(lightning.LightningModule):
         return self.trainer.datamodule  # type: ignore[attr-defined]
 
 
-def verdict(queue: JobQueue, dead: Sequence[int], unfinished: int) -> None:
+def verdict(queue: JobQueue, dead: Sequence[int], unfinished: int, skipped: Sequence[RowProblem] = ()) -> None:
     """Raises:
-    FitError: some LoRAs are not there: given up, left by a ``dead`` rank (exit codes), or ``unfinished``.
+    FitError: some LoRAs are not there: their rows were ``skipped``, they were given up, left by a ``dead`` rank (exit
+        codes), or are ``unfinished``.
     """
-    failures = queue.failed()
+    failures = [f"  {failure.picture}: {failure.reason}" for failure in queue.failed()]
     queue.failures.end()
+    failures += [f"  {row}" for row in skipped]
     if failures:
-        lines = "\n".join(f"  {failure.picture}: {failure.reason}" for failure in failures)
-        raise FitError(f"{len(failures)} LoRAs could not be fitted:\n{lines}\nThe others are done.")
+        raise FitError(f"{len(failures)} LoRAs could not be fitted:\n{told_lines(failures)}\nThe others are done.")
     if dead:
         raise FitError(f"a rank ended with exit code {dead[0]}; the others did its work")
     if unfinished:

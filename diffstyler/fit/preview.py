@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 import torch
@@ -14,6 +15,8 @@ from diffstyler.diffusion.sampling import Canvas, Region, denoise
 from diffstyler.fit.slot import Slot
 from diffstyler.images import to_image
 from diffstyler.types import PromptEmbeds, Trajectory
+
+log = logging.getLogger(__name__)
 
 #: DDIM steps of a preview, and the shortest LoRA that gets one unasked
 PREVIEW_STEPS, PREVIEWED_STEPS = 8, 50
@@ -58,7 +61,13 @@ def draw_previews(
             canvases.append(Canvas(noise, nowhere, (Region(slot.index, prompt, nothing, guidance_scale=1.0),)))
         denoiser = Denoiser(backbone, pack, rows_per_call=max(2, pack.slots) if exact else None)
         drawn = denoise(denoiser, canvases, schedule, nothing)
-        pictures = [to_image(backbone.decode_latents(latents[None].float())[0]) for latents in drawn]
+        decoded = [backbone.decode_latents(latents[None].float())[0] for latents in drawn]
+    pictures = []
+    for slot, pixels in zip(chosen, decoded, strict=True):
+        is_finite = bool(torch.isfinite(pixels).all())
+        if not is_finite:
+            log.warning("%s: its preview came out as NaN or infinity and is left out", slot.name)
+        pictures.append(to_image(pixels) if is_finite else None)
     by_slot = {slot.index: picture for slot, picture in zip(chosen, pictures, strict=True)}
     return [by_slot.get(slot.index) for slot in slots]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Hashable
 from functools import cache
 from pathlib import Path
 from stat import S_ISDIR
@@ -11,15 +12,19 @@ from typing import Annotated, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo
 from pydantic_core import ErrorDetails, PydanticCustomError
 
-from diffstyler.checks import MAX_SEED, in_our_words
+from diffstyler.checks import MAX_SEED, in_our_words, shown
 from diffstyler.errors import DiffstylerError, check_placeholders
 from diffstyler.manifests.table import Row, Table, unknown
 from diffstyler.masking.prompt import File, with_files_from
 from diffstyler.masking.prompt_parser import parse_mask_prompt
 
+MOST_SHOWN = 300  # characters of a path that is not there
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 _INTEGER = re.compile(r"(\d{1,19})(\.0*)?", re.ASCII)  # pandas writes the integers of a column with gaps as 3.0
 _UNUSABLE = re.compile("[\0\ud800-\udfff]")
+
+
+Same = TypeVar("Same", bound=Hashable)
 
 
 class Cells(BaseModel):
@@ -30,7 +35,7 @@ class Cells(BaseModel):
     @property
     def given(self) -> dict:
         """The columns that the row gives."""
-        return {name: value for name, value in vars(self).items() if name in self.model_fields_set}
+        return {name: getattr(self, name) for name in self.model_fields_set}
 
 
 class Folder:
@@ -40,6 +45,11 @@ class Folder:
         self.path = path
         self.find = cache(self._find)
         self.mask = cache(self._mask)
+        self._shared: dict[Hashable, Hashable] = {}
+
+    def shared(self, value: Same) -> Same:
+        """One object for all that are equal: the rows of a large file say much the same."""
+        return self._shared.setdefault(value, value)  # type: ignore[return-value]
 
     def _find(self, written: str) -> tuple[Path, bool]:
         """The path, and whether it is a folder."""
@@ -47,7 +57,8 @@ class Folder:
         try:
             return path, S_ISDIR(path.stat().st_mode)
         except OSError as error:
-            raise DiffstylerError(f"no such file: {written!r} (looked for {path.absolute()})") from error
+            looked = str(path.absolute())[:MOST_SHOWN]
+            raise DiffstylerError(f"no such file: {shown(written)} (looked for {looked})") from error
 
     def _mask(self, written: str) -> str:
         """The mask prompt in its canonical form, its files found."""

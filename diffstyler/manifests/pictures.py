@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import bisect
+import math
 import re
 import unicodedata
 from collections import Counter
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path, PurePath
 from typing import Annotated
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from diffstyler.checks import shown
-from diffstyler.errors import DiffstylerError
+from diffstyler.errors import MOST_TOLD, DiffstylerError
+from diffstyler.images import is_picture
 from diffstyler.manifests.cells import (
     Cells,
     ExistingFile,
@@ -28,36 +31,64 @@ from diffstyler.manifests.cells import (
     plain_text,
 )
 from diffstyler.manifests.table import Row, Table
-from diffstyler.types import StyleRegion, Triple
+from diffstyler.types import RowProblem, StyleRegion, Triple
 
 MAX_ID_BYTES = 200  # file systems allow 255 for the name with its suffixes
 
 
-def read_manifest(path: Path) -> tuple[Triple, ...]:
+def read_manifest(path: Path, skipped: list[RowProblem] | None = None) -> tuple[Triple, ...]:
     """The pictures that ``path`` (.csv, .jsonl or .parquet) asks for, in the order of their first rows.
 
     Columns: ``content`` and ``style`` (paths, relative to the manifest's folder), and optionally ``id``,
     ``content_prompt``, ``seed`` (0 … 2^63-1), ``mask``, ``prompt``, ``negative_prompt``, ``strength`` (0 … 2),
     ``guidance_scale`` (>= 0), ``start`` and ``stop`` (1 >= start > stop >= 0), ``inject_features`` and
-    ``inject_attention`` (0 … 1), and ``style_mask``, a mask prompt on the style picture. Empty, null and absent all
+    ``inject_attention`` (0 … 1), ``style_mask``, a mask prompt on the style picture, and ``style_picture``, the picture
+    of a style that is named by its LoRA. Empty, null and absent all
     mean "not given". Rows with the same ``id`` are regions of one picture, in row order; JSON Lines and Parquet may
     nest them as ``regions: [{style, mask, …}]`` instead.
 
+    Args:
+        path: the manifest.
+        skipped: where given, pictures of which a row is wrong are left out and told here, in place of an error.
+
     Raises:
-        ManifestError: with one line for each problem of the file.
+        ManifestError: with one line for each problem of the file; of its header alone, where rows are skipped.
     """
-    table = Table(path, COLUMNS, required=("content", "style"), nested={"regions": REGION_COLUMNS})
-    folder = Folder(path.parent)
+    keep = MOST_TOLD if skipped is None else math.inf
+    nested = {"regions": REGION_COLUMNS}
+    table, folder = Table(path, COLUMNS, required=("content", "style"), nested=nested, keep=keep), Folder(path.parent)
     pictures = _group([_read_row(row, table, folder) for row in table], table)
     for id, picture in pictures.items():
-        _check_agreement(id, picture, table)
-        _check_overlap(picture, table)
-    table.check()
+        if len(picture) > 1:
+            _check_agreement(id, picture, table)
+        if len(picture) > 1 or len(picture[0].regions) > 1:
+            _check_overlap(picture, table)
+    if skipped is None:
+        table.check()
+    else:
+        skipped += _set_aside(pictures, table)
     return tuple(_triple(id, picture, table) for id, picture in pictures.items())
+
+
+def _set_aside(pictures: dict[str, list[_Row]], table: Table) -> list[RowProblem]:
+    """Take the pictures with a wrong row out -> what is wrong with each, and with what did not become a row."""
+    wrong = table.wrong_rows()
+    ids = {row.number: id for id, picture in pictures.items() for row in picture}
+    for id in {ids[number] for number in wrong if number in ids}:
+        del pictures[id]
+    if wrong and not pictures:
+        table.check()
+    places = {number: f"{table.path.name} {table.place(number)}" for number in wrong}
+    return [
+        RowProblem(ids.get(number, places[number]), places[number], column, message)
+        for number, (column, message) in sorted(wrong.items())
+    ]
 
 
 def _id(value: object) -> str:
     text = str(value) if type(value) is int else plain_text(value)
+    if re.fullmatch(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", text, re.IGNORECASE):
+        raise DiffstylerError(f"{shown(text)} is a name that Windows keeps for itself; take another one")
     if re.fullmatch(r"[\w-][\w.-]*", text) and len(text.encode()) <= MAX_ID_BYTES:
         return text
     expected = f"letters, digits and ._- (at most {MAX_ID_BYTES} bytes, no dot first), as it names files"
@@ -78,6 +109,7 @@ class RegionCells(Cells):
     inject_features: Fraction | None = None
     inject_attention: Fraction | None = None
     style_mask: Mask | None = None
+    style_picture: ExistingFile | None = None
 
 
 REGION_COLUMNS = tuple(RegionCells.model_fields)
@@ -108,9 +140,13 @@ COLUMNS = ("content", *REGION_COLUMNS, "id", "content_prompt", "seed")
 
 @dataclass(frozen=True, slots=True)
 class _Row:
-    """What one row says; of a wrong one the id alone, and None for each of its regions."""
+    """What row ``number`` says; of a wrong one the id and the ``name`` alone, and None for each of its regions.
 
-    row: Row
+    ``name``: of its picture, where it gives no id.
+    """
+
+    number: int
+    name: str = ""
     id: str | None = None
     content: Path | None = None
     content_prompt: str | None = None
@@ -119,25 +155,43 @@ class _Row:
 
 
 def _read_row(row: Row, table: Table, folder: Folder) -> _Row:
-    cells = check(PictureCells, row, table, folder)
+    cells, name = check(PictureCells, row, table, folder), "" if "id" in row.values else _name(row)
     if cells is None:
         id, regions = row.values.get("id"), row.values.get("regions")
-        return _Row(
-            row, None if id is None else str(id), regions=(None,) * (len(regions) if isinstance(regions, list) else 1)
-        )
+        count = len(regions) if isinstance(regions, list) else 1
+        return _Row(row.number, name, None if id is None else str(id), regions=(None,) * count)
     regions = tuple(_region(region, index, row, table) for index, region in enumerate(cells.regions))
-    return _Row(row, cells.id, cells.content, cells.content_prompt, cells.seed, regions)
+    regions = folder.shared(regions)
+    return _Row(row.number, name, cells.id, cells.content, cells.content_prompt, cells.seed, regions)
+
+
+def _name(row: Row) -> str:
+    """``<content stem>-<style stem>`` with other characters as ``_``: the same, whatever else is wrong with the row."""
+    regions = row.values.get("regions")
+    first = regions[0] if isinstance(regions, list) and regions and isinstance(regions[0], dict) else row.values
+    paths = [path for path in (row.values.get("content"), first.get("style")) if isinstance(path, str)]
+    return _joined(*paths)
+
+
+@lru_cache(1 << 14)
+def _joined(*paths: str) -> str:
+    stems = unicodedata.normalize("NFC", "-".join(PurePath(path).stem for path in paths))
+    return re.sub(r"[^\w.-]+", "_", stems).lstrip(".").encode()[: MAX_ID_BYTES - 10].decode(errors="ignore")
 
 
 def _region(cells: RegionCells, index: int, row: Row, table: Table) -> StyleRegion | None:
+    nested = row.values.get("regions")
+    prefix, values = (f"regions[{index}].", nested[index]) if isinstance(nested, list) else ("", row.values)
     region = StyleRegion(**cells.given)
+    if region.style_picture is not None and is_picture(region.style):
+        told = f"the style is a picture itself ({shown(values['style'])}); leave it out"
+        table.add(row.number, told, prefix + "style_picture")
+        return None
     if region.start > region.stop:
         return region
     name, relation = "start", f"above stop = {region.stop:g}"
     if cells.stop is not None:
         name, relation = "stop", f"below start = {region.start:g}"
-    nested = row.values.get("regions")
-    prefix, values = (f"regions[{index}].", nested[index]) if isinstance(nested, list) else ("", row.values)
     table.add(row.number, f"expected a number {relation}, got {shown(values[name])}", prefix + name)
     return None
 
@@ -150,28 +204,22 @@ def _group(rows: list[_Row], table: Table) -> dict[str, list[_Row]]:
             continue
         first = named.setdefault(_folded(row.id), row)
         if first.id != row.id:
-            there = f"{first.id!r} of {table.place(first.row.number)}"
+            there = f"{first.id!r} of {table.place(first.number)}"
             message = f"{row.id!r} differs only by case from {there}: many disks would mix up their files"
-            table.add(row.row.number, message, "id")
+            table.add(row.number, message, "id")
     taken = Counter(named.keys())
     pictures: dict[str, list[_Row]] = {}
     for row in rows:
-        pictures.setdefault(row.id or _default_id(row, taken), []).append(row)
+        pictures.setdefault(row.id or _default_id(row.name, taken), []).append(row)
     return pictures
 
 
-def _default_id(row: _Row, taken: Counter[str]) -> str:
-    """``<content stem>-<style stem>`` with other characters as ``_``, and ``-2``, ``-3`` … where that is taken.
-
-    ``taken`` holds the last number given to each id.
-    """
-    style = next((region.style for region in row.regions if region), None)
-    stems = unicodedata.normalize("NFC", "-".join(path.stem for path in (row.content, style) if path))
-    usable = re.sub(r"[^\w.-]+", "_", stems).lstrip(".").encode()[: MAX_ID_BYTES - 10].decode(errors="ignore")
-    id, key = usable, _folded(usable)
+def _default_id(name: str, taken: Counter[str]) -> str:
+    """The name, and ``-2``, ``-3`` … where it is taken. ``taken`` holds the last number given to each id."""
+    id, key = name, _folded(name)
     while _folded(id) in taken:
         taken[key] += 1
-        id = f"{usable}-{taken[key]}"
+        id = f"{name}-{taken[key]}"
     taken[_folded(id)] = 1
     return id
 
@@ -185,15 +233,22 @@ def _check_agreement(id: str, picture: list[_Row], table: Table) -> None:
         first, *others = [row for row in picture if getattr(row, name) is not None] or picture[:1]
         for row in others:
             if getattr(row, name) != getattr(first, name):
-                there = f"{shown(first.row.values[name])} as in {table.place(first.row.number)}"
-                message = f"expected {there} (same id {id!r}), got {shown(row.row.values[name])}"
-                table.add(row.row.number, message, name)
+                there = f"{_written(first, name, table)} as in {table.place(first.number)}"
+                message = f"expected {there} (same id {id!r}), got {_written(row, name, table)}"
+                table.add(row.number, message, name)
+
+
+def _written(row: _Row, name: str, table: Table) -> str:
+    value = getattr(row, name)
+    if isinstance(value, Path) and value.is_relative_to(table.path.parent):
+        value = str(value.relative_to(table.path.parent))
+    return shown(value)
 
 
 def _check_overlap(picture: list[_Row], table: Table) -> None:
     """Regions of one mask take turns: for each mask, the (stop, start, number) so far, in order and disjoint."""
     turns: dict[str, list[tuple[float, float, int]]] = {}
-    regions = [(row.row.number, region) for row in picture for region in row.regions]
+    regions = [(row.number, region) for row in picture for region in row.regions]
     for upper, (number, region) in enumerate(regions, start=1):
         if region is None:
             continue
@@ -212,9 +267,10 @@ def _check_overlap(picture: list[_Row], table: Table) -> None:
 def _triple(id: str, picture: list[_Row], table: Table) -> Triple:
     first = picture[0]
     assert first.content is not None, "rows without content are reported"
-    regions = tuple(region for row in picture for region in row.regions if region)
+    regions: tuple[StyleRegion, ...] = first.regions  # type: ignore[assignment]  # wrong ones are told
+    for row in picture[1:]:
+        origin = f"{table.path.name} {table.place(row.number)}"
+        regions += tuple(replace(region, origin=origin) for region in row.regions if region)
     content_prompt = next((row.content_prompt for row in picture if row.content_prompt is not None), "")
     seed = next((row.seed for row in picture if row.seed is not None), 0)
-    return Triple(
-        id, first.content, regions, content_prompt, seed, f"{table.path.name} {table.place(first.row.number)}"
-    )
+    return Triple(id, first.content, regions, content_prompt, seed, f"{table.path.name} {table.place(first.number)}")

@@ -7,7 +7,7 @@ import csv
 import io
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -16,12 +16,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from diffstyler.checks import shown
-from diffstyler.errors import DiffstylerError, did_you_mean
-
-PROBLEMS_TOLD = 100
+from diffstyler.errors import MOST_TOLD, DiffstylerError, RowsError, did_you_mean
 
 
-class ManifestError(DiffstylerError):
+class ManifestError(RowsError):
     """What is wrong with a manifest, one problem a line, in the order of its rows; at most the first 100."""
 
 
@@ -43,6 +41,7 @@ class Table:
         path: .csv, .jsonl or .parquet.
         columns: that may be there.
         required: those of them that must be.
+        keep: problems that are kept to be told.
         nested: columns, in JSON Lines and Parquet only, that hold a list of objects; with the columns of these objects,
             which a row gives there in place of its own.
 
@@ -57,6 +56,7 @@ class Table:
         *,
         required: tuple[str, ...],
         nested: Mapping[str, tuple[str, ...]] | None = None,
+        keep: float = MOST_TOLD,
     ) -> None:
         readers = {".csv": self._csv, ".jsonl": self._json_lines, ".parquet": self._parquet}
         if path.suffix.lower() not in readers:
@@ -70,8 +70,10 @@ class Table:
         self.columns = columns if path.suffix.lower() == ".csv" else (*columns, *self.nested)
         self.told: set[str] = set()  # required columns that the header lacks or has twice: no row needs to say it again
         self._known = frozenset((*self.columns, *(name for inner in self.nested.values() for name in inner)))
-        self._problems: list[tuple[int, str]] = []  # the first ones, in order
+        self._keep = keep
+        self._problems: list[tuple[int, str, str]] = []  # row, column and text of the first ones, in order
         self._count = 0
+        self._whole = {0}  # what is wrong there is wrong with the whole file
 
     def __iter__(self) -> Iterator[Row]:
         number = 0
@@ -87,18 +89,34 @@ class Table:
     def add(self, number: int, message: str, column: str = "") -> None:
         """Note a problem of a row, or, by number 0, of the whole file."""
         self._count += 1
-        if len(self._problems) < PROBLEMS_TOLD or number < self._problems[-1][0]:
-            where = f"{self.path.name} {self.place(number)}" if number else self.path.name
-            text = f"{where}, column {column!r}: {message}" if column else f"{where}: {message}"
-            bisect.insort(self._problems, (number, text), key=lambda problem: problem[0])
-            del self._problems[PROBLEMS_TOLD:]
+        if len(self._problems) < self._keep or number < self._problems[-1][0]:
+            bisect.insort(self._problems, (number, column, message), key=lambda problem: problem[0])
+            if len(self._problems) > self._keep:
+                self._problems.pop()
 
     def check(self) -> None:
         """Raises: ManifestError: if anything is wrong with the file."""
-        if self._problems:
-            more = self._count - len(self._problems)
-            texts = [text for _, text in self._problems]
-            raise ManifestError("\n".join([*texts, f"… and {more} more problems"] if more else texts))
+        self._raise(self._problems)
+
+    def wrong_rows(self) -> dict[int, tuple[str, str]]:
+        """By its number, the column and the text of the first problem of each wrong row.
+
+        Raises:
+            ManifestError: if anything is wrong with the file as a whole, such as its header.
+        """
+        self._raise([problem for problem in self._problems if problem[0] in self._whole])
+        return {number: (column, message) for number, column, message in reversed(self._problems)}
+
+    def _raise(self, problems: Sequence[tuple[int, str, str]]) -> None:
+        if not problems:
+            return
+        lines = [self._line(*problem) for problem in problems[:MOST_TOLD]]
+        more = self._count - len(lines)
+        raise ManifestError("\n".join([*lines, f"… and {more} more problems"] if more else lines))
+
+    def _line(self, number: int, column: str, message: str) -> str:
+        where = f"{self.path.name} {self.place(number)}" if number else self.path.name
+        return f"{where}, column {column!r}: {message}" if column else f"{where}: {message}"
 
     def _given(self, values: dict[str, object]) -> dict[str, object]:
         given = self._filled(values)
@@ -114,7 +132,7 @@ class Table:
 
     def _csv(self) -> Iterator[tuple[int, dict[str, object]]]:
         """Rows are counted as a spreadsheet counts them: the header is row 1, blank rows count, cells hold newlines."""
-        reader = csv.reader(io.StringIO(self._text(), newline=""), strict=True)
+        reader = csv.reader(self._text(), strict=True)
         header: list[str] = []
         number = 0
         while True:
@@ -141,9 +159,9 @@ class Table:
                 yield number, {name: cell for name, cell in named if name in self._known and name not in self.told}
 
     def _json_lines(self) -> Iterator[tuple[int, dict[str, object]]]:
-        for number, line in enumerate(self._text().split("\n"), start=1):
+        for number, line in enumerate(self._text(), start=1):
             try:
-                values = json.loads(line, object_pairs_hook=_unique_keys) if line.strip() else None
+                values = json.loads(line.rstrip("\n"), object_pairs_hook=_unique_keys) if line.strip() else None
             except json.JSONDecodeError as error:
                 self.add(number, f"invalid JSON at character {error.colno}: {error.msg}")
                 continue
@@ -172,6 +190,7 @@ class Table:
 
     def _check_header(self, names: list[str], number: int) -> None:
         """Note unknown, double and missing columns."""
+        self._whole.add(number)
         for name, count in Counter(names).items():
             if name not in self.columns:
                 self.add(number, unknown(name, self.columns), name)
@@ -184,14 +203,16 @@ class Table:
                 self.add(number, "required, but missing", name)
                 self.told.add(name)
 
-    def _text(self) -> str:
+    def _text(self) -> io.TextIOWrapper:
+        """The file's text, its ends of lines as they are."""
         data = self.path.read_bytes()
         try:
-            return data.decode("utf-8-sig")
+            data.decode()
         except UnicodeDecodeError as error:
             line = data.count(b"\n", 0, error.start) + 1
             self.add(0, f"line {line} is not UTF-8 (byte 0x{data[error.start]:02x}); save the file as UTF-8")
-            return ""
+            data = b""
+        return io.TextIOWrapper(io.BytesIO(data), "utf-8-sig", newline="\n")
 
 
 @lru_cache(1024)  # every row of a file may have it

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +32,7 @@ from diffstyler.masking.prompt import (
     Union,
 )
 from diffstyler.masking.prompt_parser import parse_mask_prompt
-from diffstyler.types import Triple
+from diffstyler.types import RowProblem, Triple
 
 ALL, HARDLY_ANY = 0.98, 0.002  # shares of a picture that are seldom meant
 _log = logging.getLogger(__name__)
@@ -78,17 +79,30 @@ def check_masks(triples: Sequence[Triple]) -> None:
     Raises:
         DiffstylerError: with all problems, one a paragraph.
     """
-    problems = []
-    for triple in triples:
-        for region in triple.regions:
-            try:
-                check_prompt(parse_mask_prompt(region.mask), triple.content)
-            except ImageError:
-                continue  # of the content itself: that row fails when its turn comes
-            except DiffstylerError as error:
-                problems.append(f"{triple.origin or triple.id}: {error}")
-    if problems:
-        raise DiffstylerError("\n".join(problems))
+    if problems := mask_problems(triples):
+        raise DiffstylerError("\n".join(map(str, problems)))
+
+
+def mask_problems(triples: Sequence[Triple]) -> list[RowProblem]:
+    """What is wrong with mask prompts: their grammar, their coordinates, their files. Each prompt on each picture is
+    looked at once; contents that cannot be read are not told here."""
+
+    @cache
+    def fault(mask: str, content: Path) -> str:
+        try:
+            check_prompt(parse_mask_prompt(mask), content)
+        except ImageError:
+            return ""
+        except DiffstylerError as error:
+            return str(error)
+        return ""
+
+    return [
+        RowProblem(triple.id, region.origin or triple.origin, "mask", reason)
+        for triple in triples
+        for region in triple.regions
+        if (reason := fault(region.mask, triple.content))
+    ]
 
 
 def check_prompt(prompt: MaskPrompt, content: Path) -> None:

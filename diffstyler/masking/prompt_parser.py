@@ -46,6 +46,7 @@ EDITS = ("grow", "shrink", "feather")
 PICKS = ("largest", "smallest", "left", "right", "top", "bottom")
 KINDS = ("text", "point", "box", "file")
 MAX_PIXELS = 10_000  # of an edit: more is a slip of the finger
+EXCERPT = 100  # characters of a prompt that are shown to both sides of what is wrong
 MAX_PARTS = 100  # all that walk the tree are recursive
 _KIND = re.compile(r"([A-Za-z_]+)\s*:")
 _NUMBER = re.compile(r"\d+\.\d*|\.\d+|\d+")
@@ -57,7 +58,9 @@ class MaskPromptError(DiffstylerError):
     """A prompt outside the grammar; the text shows what was expected, and points at the character."""
 
     def __init__(self, message: str, prompt: str, position: int) -> None:
-        super().__init__(f"{message} (character {position + 1})\n  {prompt}\n  {' ' * position}^")
+        first = max(position - EXCERPT, 0)
+        near = "".join(char if char.isprintable() else "\ufffd" for char in prompt[first : position + EXCERPT])
+        super().__init__(f"{message} (character {position + 1})\n  {near}\n  {' ' * (position - first)}^")
         self.position = position
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import functools
 import logging
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
 from peft import LoraConfig
+from torch import nn
 
 from diffstyler.adapters import LoRA, LoRAPack, Rows, largest_rank, match_modules, read_lora
 from diffstyler.backbones import NETWORK, Backbone
@@ -55,7 +56,11 @@ class AdapterCache:
         self.allow_partial = allow_partial
         self._outlines = adapters.outlines
         #: by file and part, {the LoRA's module: the model's}
-        self._names = {path: self._match(outline) for path, outline in adapters.outlines.items()}
+        self._names: dict[Path, dict[str, dict[str, str]]] = {}
+        for path, outline in adapters.outlines.items():
+            self._names[path], left_out = match_lora(outline, backbone.parts, allow_partial=allow_partial)
+            if left_out:
+                log.warning("%s; the rest acts", left_out)
         self._packs: dict[str, LoRAPack] = {}
         self._width = 0
         self._slots: OrderedDict[Path, int] = OrderedDict()  # the least recently used first
@@ -123,25 +128,30 @@ class AdapterCache:
             self._packs[part] = LoRAPack(model, config, width, device=device, dtype=dtype)
         self._width = width
 
-    def _match(self, lora: LoRA) -> dict[str, dict[str, str]]:
-        models = self.backbone.parts
-        names = {part: match_modules(models[part], own) if part in models else {} for part, own in lora.parts.items()}
-        foreign = [f"{part} {name}" for part, own in lora.parts.items() for name in own if name not in names[part]]
-        if foreign or lora.unmatched:
-            count = sum(map(len, names.values()))
-            text = (
-                f"{lora.path}: {count} of its {count + len(foreign)} modules match this model"
-                + (f", and {len(lora.unmatched)} keys are of no known dialect" if lora.unmatched else "")
-                + f"; not {_some([*foreign, *lora.unmatched])}"
+
+def match_lora(lora: LoRA, models: Mapping[str, nn.Module], *, allow_partial: bool = False) -> tuple[dict, str]:
+    """By part of the model, {the LoRA's module: the model's}; and what does not match, "" where all does.
+
+    Raises:
+        ForeignLoRAError: as of :class:`AdapterCache`.
+    """
+    names = {part: match_modules(models[part], own) if part in models else {} for part, own in lora.parts.items()}
+    foreign = [f"{part} {name}" for part, own in lora.parts.items() for name in own if name not in names[part]]
+    text = ""
+    if foreign or lora.unmatched:
+        count = sum(map(len, names.values()))
+        text = (
+            f"{lora.path}: {count} of its {count + len(foreign)} modules match this model"
+            + (f", and {len(lora.unmatched)} keys are of no known dialect" if lora.unmatched else "")
+            + f"; not {_some([*foreign, *lora.unmatched])}"
+        )
+        if not names[NETWORK]:
+            raise ForeignLoRAError(f"{text}: it was made for another model")
+        if not allow_partial:
+            raise ForeignLoRAError(
+                f"{text}: it was made for another model; model.on_partial_lora warn uses what matches"
             )
-            if not names[NETWORK]:
-                raise ForeignLoRAError(f"{text}: it was made for another model")
-            if not self.allow_partial:
-                raise ForeignLoRAError(
-                    f"{text}: it was made for another model; model.on_partial_lora warn uses what matches"
-                )
-            log.warning("%s; the rest acts", text)
-        return {part: own for part, own in names.items() if own}
+    return {part: own for part, own in names.items() if own}, text
 
 
 def _some(names: Sequence[str]) -> str:

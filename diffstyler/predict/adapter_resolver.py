@@ -6,7 +6,7 @@ import functools
 import hashlib
 import json
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -19,20 +19,16 @@ from diffstyler.backbones import NETWORK, Backbone, StableDiffusion
 from diffstyler.errors import DiffstylerError
 from diffstyler.files import file_sha256
 from diffstyler.images import ImageError, is_picture, load_image, picture_sha256
-from diffstyler.types import StyleRegion, Triple
+from diffstyler.types import RowProblem, StyleRegion, Triple
 
 ContentLoRA = Literal["found", "required", "off"]
-
-
-class MissingLoRAError(DiffstylerError):
-    """Pictures without a LoRA; the text lists them all and the command that makes them."""
 
 
 @dataclass(frozen=True)
 class AdapterFile:
     """A LoRA that the run needs: its file, that file's sha256, and the prompt it was fitted with.
 
-    ``picture``: sha256 of the file of the style picture, or of the thumbnail beside the LoRA; None where neither is.
+    ``picture``: sha256 of the file of the style's picture, see :func:`style_picture`; None where there is none.
     """
 
     path: Path
@@ -43,17 +39,21 @@ class AdapterFile:
 
 @dataclass(frozen=True)
 class ResolvedAdapters:
-    """The LoRAs of a run: of style pictures by path and part of the picture, of contents by ``picture_sha256``.
+    """The LoRAs of a run: of styles by what their regions are to look like, of contents by ``picture_sha256``.
 
-    ``outlines``: by file, the names and sizes of what each LoRA changes, without the weights.
+    ``outlines``: by file, the names and sizes of what each LoRA changes, without the weights. ``problems`` are of rows
+    whose styles or LoRAs cannot be used, ``lacking`` of those whose pictures have none; ``how`` these are made.
     """
 
-    styles: Mapping[tuple[Path, str], AdapterFile]
+    styles: Mapping[tuple[Path, str, Path | None], AdapterFile]
     contents: Mapping[str, AdapterFile]
     outlines: Mapping[Path, LoRA]
+    problems: tuple[RowProblem, ...] = ()
+    lacking: tuple[RowProblem, ...] = ()
+    how: str = ""
 
     def style(self, region: StyleRegion) -> AdapterFile:
-        return self.styles[region.style, region.style_mask]
+        return self.styles[region.look]
 
     def content(self, sha256: str) -> AdapterFile | None:
         """None where the picture has no LoRA."""
@@ -73,9 +73,11 @@ def resolve_adapters(
     model: str,
     content_lora: ContentLoRA = "found",
     allow_partial: bool = False,
+    needs_style: bool = False,
     fit_options: Sequence[str] = (),
+    sha256_of: Callable[[Path], str] | None = None,
 ) -> ResolvedAdapters:
-    """Find, read and check the LoRA of every style and content picture.
+    """Find, read and check the LoRA of every style and content picture; what is wrong is told of each of its rows.
 
     Args:
         triples: the rows of the run.
@@ -83,11 +85,9 @@ def resolve_adapters(
         model: fingerprint of the base model that the LoRAs must have been fitted on.
         content_lora: as of the stylizer.
         allow_partial: keys that no dialect knows are left out.
+        needs_style: every style needs its picture, though its LoRA be named by a file.
         fit_options: what the fit that makes the missing ones is to be told, see :func:`fit_options_of`.
-
-    Raises:
-        MissingLoRAError: some pictures have none.
-        DiffstylerError: a LoRA file is damaged, or several LoRAs fit one picture.
+        sha256_of: reads a picture; DiffstylerError where it cannot be.
     """
     fitted: dict[tuple[str, str, str], list[FittedLoRA]] = {}
     for entry in library.entries():
@@ -95,31 +95,67 @@ def resolve_adapters(
             mask = entry.identity.settings.get("mask", "everything")
             fitted.setdefault((entry.identity.role, entry.identity.picture, mask), []).append(entry)
     read = functools.cache(functools.partial(_read, allow_partial=allow_partial))
-    sha256_of = functools.cache(lambda picture: picture_sha256(load_image(picture)))
-    styles, contents, missing, outlines = {}, {}, [], {}
-    for path, mask in dict.fromkeys((r.style, r.style_mask) for triple in triples for r in triple.regions):
-        lora = _the_one(fitted, "style", path, sha256_of(path), mask) if is_picture(path) else path
-        if lora is None:
-            missing.append(("style", path))
+    sha256_of = sha256_of if sha256_of is not None else functools.cache(lambda path: picture_sha256(load_image(path)))
+    styles, contents, outlines = {}, {}, {}
+    faults: dict[object, str] = {}
+    missing: dict[tuple[str, Path], str] = {}
+
+    def style_of(region: StyleRegion) -> AdapterFile | None:
+        picture = style_picture(region)
+        if picture is None and needs_style:
+            raise DiffstylerError(
+                f"{region.style}: model.initial takes the style picture, and this LoRA has none beside it; name it in "
+                "the column style_picture, or set model.initial to FromContent"
+            )
+        sha256 = sha256_of(picture) if picture is not None else ""
+        is_named = is_picture(region.style)
+        path = _the_one(fitted, "style", region.style, sha256, region.style_mask) if is_named else region.style
+        if path is None:
+            return None
+        adapter, outlines[adapter.path] = read(path)
+        return replace(adapter, picture=file_sha256(picture) if picture is not None else None)
+
+    rows = [(triple, region) for triple in triples for region in triple.regions]
+    for triple, region in rows:
+        if region.look in styles or region.look in faults:
             continue
-        adapter, outlines[adapter.path] = read(lora)
-        styles[path, mask] = replace(adapter, picture=style_sha256(path))
-    wanted = dict.fromkeys(triple.content for triple in triples)
+        try:
+            adapter = style_of(region)
+        except (DiffstylerError, OSError) as error:
+            faults[region.look] = str(error)
+            continue
+        if adapter is not None:
+            styles[region.look] = adapter
+        else:
+            missing.setdefault(("style", region.style), region.origin or triple.origin)
+            faults[region.look] = ""
+    wanted = {triple.content: triple.origin for triple in reversed(triples)}
     if content_lora == "off" or (content_lora == "found" and not any(role == "content" for role, _, _ in fitted)):
         wanted = {}
-    for path in wanted:
+    for path, origin in reversed(wanted.items()):
         try:
             sha256 = sha256_of(path)
         except ImageError:
-            continue  # it fails with its row
-        lora = _the_one(fitted, "content", path, sha256)
-        if lora is not None:
-            contents[sha256], outlines[contents[sha256].path] = read(lora)
-        elif content_lora == "required":
-            missing.append(("content", path))
-    if missing:
-        raise MissingLoRAError(_missing_text(missing, library.lora_dir, fit_options))
-    return ResolvedAdapters(styles, contents, outlines)
+            continue  # whoever makes the picture tells it
+        try:
+            lora = _the_one(fitted, "content", path, sha256)
+            if lora is not None:
+                contents[sha256], outlines[contents[sha256].path] = read(lora)
+            elif content_lora == "required":
+                missing["content", path], faults[path] = origin, ""
+        except (DiffstylerError, OSError) as error:
+            faults[path] = str(error)
+    problems, lacking = [], []
+    for triple in triples:
+        looks = [(triple.origin, "content", triple.content, triple.content)]
+        looks += [(r.origin or triple.origin, "style", r.look, r.style) for r in triple.regions]
+        for origin, column, look, path in looks:
+            if faults.get(look):
+                problems.append(RowProblem(triple.id, origin, column, faults[look]))
+            elif look in faults:
+                lacking.append(RowProblem(triple.id, origin, column, f"{path} has no LoRA in {library.lora_dir}"))
+    how = _missing_text(missing, library.lora_dir, fit_options) if missing else ""
+    return ResolvedAdapters(styles, contents, outlines, tuple(problems), tuple(lacking), how)
 
 
 def fit_options_of(backbone: Backbone, precision: str, manifest: Path | None) -> list[str]:
@@ -132,15 +168,13 @@ def fit_options_of(backbone: Backbone, precision: str, manifest: Path | None) ->
     return options + (["--trainer.precision", precision] if precision != "32-true" else [])
 
 
-def style_picture(style: Path) -> Path:
-    """The picture itself, or the thumbnail in a LoRA's folder."""
-    return style if is_picture(style) else (style if style.is_dir() else style.parent) / "thumbnail.png"
-
-
-def style_sha256(style: Path) -> str | None:
-    """Of the file of the picture that the initial latents may take statistics from."""
-    picture = style_picture(style)
-    return file_sha256(picture) if picture.is_file() else None
+def style_picture(region: StyleRegion) -> Path | None:
+    """The picture of a style: the style itself, the row's ``style_picture``, or the thumbnail in a folder of fit's."""
+    if is_picture(region.style) or region.style_picture is not None:
+        return region.style_picture or region.style
+    folder = region.style if region.style.is_dir() else region.style.parent
+    thumbnail = folder / "thumbnail.png"
+    return thumbnail if (folder / RECORD_NAME).is_file() and thumbnail.is_file() else None
 
 
 def _the_one(
@@ -171,16 +205,18 @@ def _read(path: Path, *, allow_partial: bool) -> tuple[AdapterFile, LoRA]:
     return AdapterFile(lora.path, sha256, prompt), replace(lora, parts=parts)
 
 
-def _missing_text(missing: Iterable[tuple[str, Path]], lora_dir: Path, fit_options: Sequence[str]) -> str:
-    by_role: dict[str, list[Path]] = {}
-    for role, path in missing:
-        by_role.setdefault(role, []).append(path)
+def _missing_text(missing: Mapping[tuple[str, Path], str], lora_dir: Path, fit_options: Sequence[str]) -> str:
+    """The pictures without a LoRA, each with the first row that names it, and the commands."""
+    by_role: dict[str, dict[Path, str]] = {}
+    for (role, path), origin in missing.items():
+        by_role.setdefault(role, {})[path] = f" ({origin})" if origin else ""
     lines = []
     for role, paths in by_role.items():
         command = ["diffstyler", "fit", "--config", f"configs/{role}.yaml", *fit_options, "--lora_dir", str(lora_dir)]
         if "--data.manifest" not in fit_options:  # rows of a notebook
             command += ["--data.pictures", json.dumps(list(map(str, paths)), ensure_ascii=False)]
-        lines += [f"{len(paths)} {role} pictures have no LoRA in {lora_dir}:", *(f"  {path}" for path in paths)]
+        named = (f"  {path}{origin}" for path, origin in paths.items())
+        lines += [f"{len(paths)} {role} pictures have no LoRA in {lora_dir}:", *named]
         lines += ["make them with", "  " + shlex.join(command)]
     return "\n".join(lines)
 

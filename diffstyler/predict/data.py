@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, DistributedSampler
 
 from diffstyler.errors import DiffstylerError
 from diffstyler.manifests.pictures import read_manifest
-from diffstyler.types import Triple
+from diffstyler.types import OnError, RowProblem, Triple
 
 
 class PredictData(lightning.LightningDataModule):
@@ -20,6 +20,8 @@ class PredictData(lightning.LightningDataModule):
     Args:
         manifest: CSV, JSON Lines or Parquet, see the README for its columns.
         batch_size: pictures made together; "auto" = on a GPU as many as fill it, else one.
+        on_error: what wrong rows mean: "stop" = all are told and nothing is made, "skip" = the others are made, and
+            the wrong ones told at the end.
     """
 
     def __init__(
@@ -28,6 +30,7 @@ class PredictData(lightning.LightningDataModule):
         *,
         triples: Sequence[Triple] = (),
         batch_size: int | Literal["auto"] = "auto",
+        on_error: OnError = "stop",
     ) -> None:
         super().__init__()
         self.allow_zero_length_dataloader_with_multiple_devices = True
@@ -38,10 +41,13 @@ class PredictData(lightning.LightningDataModule):
         self.manifest = manifest
         self.triples: Sequence[Triple] = triples
         self.batch_size: int | Literal["auto"] = batch_size
+        self.on_error: OnError = on_error
+        self.problems: list[RowProblem] = []  #: of rows whose cells are wrong; the others are in ``triples``
 
     def setup(self, stage: str) -> None:
         if self.manifest is not None:
-            self.triples = read_manifest(self.manifest)
+            self.problems = []
+            self.triples = read_manifest(self.manifest, self.problems)
 
     def predict_dataloader(self) -> DataLoader:
         """This rank's rows."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -54,15 +54,17 @@ class RegionJob:
     def request(self) -> dict:
         """What determines this region's share of the picture."""
         hashes = {"style": self.adapter.picture, "lora": self.adapter.sha256, "mask_files": list(self.mask_files)}
-        return {**asdict(self.row), **hashes}
+        return {**self.row.record, **hashes}
 
     def describe(self) -> dict:
         """For the sidecar."""
         style = {"path": str(self.row.style)}
         if is_picture(self.row.style):
             style["sha256"] = str(self.adapter.picture)
+        elif self.row.style_picture is not None:
+            style["picture"] = str(self.row.style_picture)
         lora = {"path": str(self.adapter.path), "sha256": self.adapter.sha256}
-        return {**asdict(self.row), "style": style, "lora": lora}
+        return {**self.row.record, "style": style, "lora": lora}
 
 
 @dataclass(frozen=True)

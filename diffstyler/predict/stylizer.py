@@ -28,8 +28,9 @@ from diffstyler.diffusion.sampling import denoise
 from diffstyler.diffusion.solver import DDIM, Solver
 from diffstyler.distributed import ended_by_sigterm
 from diffstyler.errors import DiffstylerError, check_placeholders
+from diffstyler.files import check_writable
 from diffstyler.images import fit_size, load_image, picture_sha256
-from diffstyler.masking import AttentionMasker, Masker, check_masks, find_masks
+from diffstyler.masking import AttentionMasker, Masker, find_masks
 from diffstyler.masking.prompt import Everything
 from diffstyler.masking.prompt_parser import parse_mask_prompt
 from diffstyler.memory.forecast import PredictForecast, forecast_predict
@@ -38,17 +39,18 @@ from diffstyler.predict.adapter_cache import AdapterCache
 from diffstyler.predict.adapter_resolver import (
     AdapterFile,
     ContentLoRA,
+    ResolvedAdapters,
     fit_options_of,
-    resolve_adapters,
     style_picture,
 )
 from diffstyler.predict.canvas import Strategies, compose, starting_regions
 from diffstyler.predict.inverter import Inverter, ToInvert, TrajectoryCache, style_to_invert
 from diffstyler.predict.picture_job import PictureJob, RegionJob
+from diffstyler.predict.row_check import check_rows
 from diffstyler.predict.sidecar import finish
 from diffstyler.predict.writer import StylizationWriter
 from diffstyler.provenance import describe
-from diffstyler.types import Failed, Schedule, StyleRegion, Stylized, Trajectory, Triple
+from diffstyler.types import Failed, OnError, RowProblem, Schedule, StyleRegion, Stylized, Trajectory, Triple
 from diffstyler.workers import Workers, settled
 
 log = logging.getLogger(__name__)
@@ -64,6 +66,14 @@ def _failed(job: PictureJob, error: Exception) -> Failed:
     triple = job.triple
     log.error("%s: %s", triple.origin or triple.id, error, exc_info=log.isEnabledFor(logging.DEBUG))
     return Failed(triple.id, triple.origin, f"{type(error).__name__}: {error}")
+
+
+def _not_finite(job: PictureJob) -> str:
+    loras = ", ".join(dict.fromkeys(str(file.path) for file in job.adapters if file is not None))
+    return (
+        f"the picture came out as NaN or infinity; {loras}: are the weights as they should be (diffstyler inspect)? "
+        "Else lower the strength, or take trainer.precision 32-true or bf16-mixed"
+    )
 
 
 class TakeOff(lightning.Callback):
@@ -84,6 +94,8 @@ class TriplesToMake(Protocol):
     manifest: Path | None
     triples: Sequence[Triple]
     batch_size: int | Literal["auto"]
+    on_error: OnError
+    problems: Sequence[RowProblem]
 
 
 class Stylizer(lightning.LightningModule):
@@ -266,6 +278,8 @@ class Stylizer(lightning.LightningModule):
         def finished(job: PictureJob, pixels: Callable[[], torch.Tensor]) -> Stylized | Failed:
             try:
                 there = pixels()
+                if not torch.isfinite(there).all():
+                    raise DiffstylerError(_not_finite(job))
                 seconds = (time.perf_counter() - started) / len(jobs)
                 return finish(job, there, seconds, keep_outside=self.keep_outside)
             except (ValueError, RuntimeError, OSError) as error:
@@ -297,16 +311,17 @@ class Stylizer(lightning.LightningModule):
             )
             for job in jobs
         ]
-        needed = {r.adapter: r.row.style for job in jobs for r in starting_regions(job, self.begin)}
+        needed = {r.adapter: r.row for job in jobs for r in starting_regions(job, self.begin)}
         styles = {
             adapter: style_to_invert(
-                style_picture(path),
+                picture,
                 adapter,
                 resolution=self.resolution or self.backbone.resolution,
                 multiple=self.backbone.size_multiple,
                 steps=self.num_inference_steps,
             )
-            for adapter, path in (needed.items() if self.initial.needs_style else ())
+            for adapter, row in (needed.items() if self.initial.needs_style else ())
+            if (picture := style_picture(row)) is not None
         }
         inverted = self.inverter(denoiser, [*contents, *styles.values()], self.device)
         return inverted[: len(jobs)], dict(zip(styles, inverted[len(jobs) :], strict=True))
@@ -324,6 +339,8 @@ class Stylizer(lightning.LightningModule):
 
     def _try_to_prepare(self, triple: Triple) -> PictureJob | Failed | None:
         """None where the picture is there already."""
+        if reason := self.checked.rejected.get(triple.id):
+            return Failed(triple.id, triple.origin, reason)
         try:
             job = self._prepare(triple)
             return None if self._is_done(job) else job
@@ -395,12 +412,12 @@ class Stylizer(lightning.LightningModule):
     # ---- before and after
 
     def setup(self, stage: str) -> None:
-        """Check every mask prompt and find every LoRA before anything is computed.
+        """Look at everything that a row names, and find every LoRA, before anything is computed.
 
         Raises:
-            MissingLoRAError: some pictures have none.
+            RowsError: rows that cannot be made, and data.on_error is "stop"; MissingLoRAError where LoRAs are missing.
             InexpressibleError: a strategy cannot be recorded.
-            DiffstylerError: a mask prompt cannot be right, a LoRA file is damaged, or several LoRAs fit one picture.
+            DiffstylerError: the model or a grid cannot be used, or nothing can be written to output_dir.
         """
         strategies = {"injection": self.injection, "initial": self.initial, "fusion": self.fusion}
         self.record = {name: describe(strategy) for name, strategy in strategies.items()}
@@ -408,23 +425,49 @@ class Stylizer(lightning.LightningModule):
             self.record["solver"] = describe(self.solver)
         if tuple(self.guidance_interval) != (0.0, 1.0):
             self.record["guidance_interval"] = list(self.guidance_interval)
-        triples = self._data.triples
-        check_masks(triples)
-        if self.initial.needs_style:
-            for path in dict.fromkeys(region.style for triple in triples for region in triple.regions):
-                if not style_picture(path).is_file():
-                    raise DiffstylerError(
-                        f"{path}: model.initial {type(self.initial).__name__} inverts the style picture, and this LoRA "
-                        "has none beside it; name the picture, or set model.initial to FromContent"
-                    )
-        self.adapters = resolve_adapters(
-            triples,
+        if self.writer is not None:
+            check_writable(self.writer.output_dir)
+        if not self.backbone.is_loaded:
+            self.backbone.check()
+        if hasattr(self.backbone, "num_train_timesteps"):  # else the weights' file alone knows
+            self._check_grids()
+        self.checked = check_rows(
+            self._data.triples,
             self.library,
-            model=self.backbone.fingerprint(),
+            self.backbone,
             content_lora=self.content_lora,
             allow_partial=self.allow_partial,
+            needs_style=self.initial.needs_style,
             fit_options=fit_options_of(self.backbone, str(self.trainer.precision), self._data.manifest),
+            on_error=self._data.on_error,
+            wrong=self._data.problems,
         )
+
+    @property
+    def adapters(self) -> ResolvedAdapters:
+        return self.checked.adapters
+
+    def _check_grids(self) -> Schedule:
+        """The sampling grid.
+
+        Raises:
+            DiffstylerError: the inversion's grid does not hold its timesteps, or it reaches pure noise.
+        """
+        schedule = self.backbone.sampling_schedule(self.num_inference_steps)
+        inversion = self.backbone.sampling_schedule(self.inversion_steps)
+        missing = set(schedule.timesteps.tolist()) - set(inversion.timesteps.tolist())
+        if missing:
+            raise DiffstylerError(
+                f"model.inversion_steps {self.inversion_steps}: its grid misses {len(missing)} of the "
+                f"{self.num_inference_steps} sampling timesteps; use 999, or leave it out"
+            )
+        for name, grid in {"num_inference_steps": schedule, "inversion_steps": inversion}.items():
+            if not all(level.signal > 0 for level in grid.levels):
+                raise DiffstylerError(
+                    f"model.{name} {len(grid)}: its grid begins at timestep {grid.timesteps[0]}, where this model has "
+                    "nothing but noise (zero terminal SNR), so that no picture can be inverted to it; take fewer steps"
+                )
+        return schedule
 
     def configure_model(self) -> None:
         if not self.backbone.is_loaded:
@@ -495,16 +538,9 @@ class Stylizer(lightning.LightningModule):
     def on_predict_start(self) -> None:
         """Raises:
         ForeignLoRAError: a LoRA does not match the model.
-        DiffstylerError: the inversion's grid does not hold the sampling grid's timesteps.
+        DiffstylerError: a grid cannot be used.
         """
-        schedule = self.backbone.sampling_schedule(self.num_inference_steps)
-        timesteps = self.backbone.sampling_schedule(self.inversion_steps).timesteps.tolist()
-        missing = set(schedule.timesteps.tolist()) - set(timesteps)
-        if missing:
-            raise DiffstylerError(
-                f"model.inversion_steps {self.inversion_steps}: its grid misses {len(missing)} of the "
-                f"{self.num_inference_steps} sampling timesteps; use 999, or leave it out"
-            )
+        schedule = self._check_grids()
         self._tell_what_has_no_effect(schedule)
         self.begin = next(iter(schedule))
         self.strategies = Strategies(

@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 from torchvision.transforms.functional import to_pil_image
 
 from diffstyler.distributed import Tally, Told, exit_codes, part
+from diffstyler.errors import told_lines
 from diffstyler.files import atomic_write, file_sha256, read_json, read_json_lines, sweep
 from diffstyler.images import load_image, save_image, to_image
 from diffstyler.predict.contact_sheet import write_sheet
@@ -131,17 +132,18 @@ class StylizationWriter(BasePredictionWriter):
         if not trainer.is_global_zero:
             self.tally.close()
             return
-        told = self.tally.collect()
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        told = [*(Told(row.id, row.origin, str(row)) for row in data.problems), *self.tally.collect()]
         self.output_dir.mkdir(parents=True, exist_ok=True)
         write_sheet(self.output_dir)
         failed = [line for line in told if line.reason is not None]
-        self._report(failed, {triple.id for triple in trainer.datamodule.triples})  # type: ignore[attr-defined]
+        self._report(failed, {triple.id for triple in data.triples} | {row.id for row in data.problems})
         known = {line.id for line in told if line.reason is not None or self._has(line.id)}
-        lost = [triple.id for triple in trainer.datamodule.triples if triple.id not in known]  # type: ignore[attr-defined]
+        lost = [triple.id for triple in data.triples if triple.id not in known]
         problems = []
         if failed:
             report = self.output_dir / FAILURES_NAME
-            named = "\n".join(f"  {line.origin or line.id}: {line.reason}" for line in failed)
+            named = told_lines([f"  {_line(told)}" for told in failed])
             problems.append(f"{len(failed)} pictures could not be made (see {report}):\n{named}")
         if lost:
             some = ", ".join(lost[:3]) + (", …" if len(lost) > 3 else "")
@@ -185,3 +187,8 @@ class StylizationWriter(BasePredictionWriter):
 
     def _has(self, id: str) -> bool:
         return all((self.output_dir / f"{id}{suffix}").is_file() for suffix in (".png", ".json"))
+
+
+def _line(told: Told) -> str:
+    place, reason = told.origin or told.id, told.reason or ""
+    return reason if reason.startswith(place) else f"{place}: {reason}"

@@ -179,7 +179,7 @@ def test_unclear_masks_are_told_before_anything_runs(tmp_path):
         Triple(str(n), tmp_path / "photo.png", (StyleRegion(tmp_path, prompt),), origin=f"row {n}")
         for n, prompt in enumerate(prompts)
     ]
-    with pytest.raises(DiffstylerError, match=r"^row 0: mask 'file: ") as error:
+    with pytest.raises(DiffstylerError, match=r"^row 0, column 'mask': mask 'file: ") as error:
         check_masks(rows)
     assert "row 1" not in str(error.value)
 

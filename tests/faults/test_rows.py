@@ -1,5 +1,6 @@
 """Oddities of JSON Lines: both kinds of manifest read them alike, and name what they cannot."""
 
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -53,3 +54,16 @@ def test_what_is_no_seed_is_told_by_line_and_column(tmp_path, kind, seed):
 def test_what_is_no_object_is_told_by_its_line(tmp_path, kind, line):
     with pytest.raises(ManifestError, match=r"^rows\.jsonl line 2: (invalid JSON|expected a JSON object)"):
         told(tmp_path, kind, f"{{{FIELDS[kind]}}}", line.format(FIELDS[kind]) if "{" in line else line)
+
+
+def test_a_row_of_a_long_manifest_takes_less_than_a_kilobyte(tmp_path):
+    (tmp_path / "a.png").touch()
+    rows, path = 3000, tmp_path / "long.csv"
+    path.write_text("id,content,style,seed\n" + "".join(f"r{n},a.png,a.png,{n}\n" for n in range(rows)))
+    read_manifest(path)
+    tracemalloc.start()
+    triples = read_manifest(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(triples) == rows
+    assert peak / rows < 1000

@@ -2,8 +2,11 @@
 
 import json
 import math
+import sys
 
 import pytest
+import torch
+from jsonargparse._common import parsing_settings
 
 from diffstyler.cli.lightning_cli import FIT
 from diffstyler.errors import DiffstylerError
@@ -39,3 +42,62 @@ def test_a_config_calls_no_function(tmp_path, capsys, name, arguments, function)
     assert not witness.exists()
     assert (tmp_path / "mine").is_dir()
     assert function in capsys.readouterr().err
+
+
+# ---- classes that settings name
+
+
+@pytest.fixture
+def module_of_others(tmp_path, monkeypatch):
+    """An installed module that does something as it is imported."""
+    (tmp_path / "of_others.py").write_text(
+        "from pathlib import Path\nfrom torch.optim import SGD\n"
+        "Path(__file__).with_name('witness').touch()\nclass Mine(SGD): ...\ndef make(params): return Mine(params)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    yield tmp_path
+    sys.modules.pop("of_others", None)
+
+
+RUN = ("--data.pictures", "[a.png]", "--trainer.accelerator", "cpu", "--trainer.logger", "false")
+
+
+@pytest.mark.parametrize("how", ["flag", "path", "config", "function", "consent in the config"])
+def test_what_is_not_of_known_packages_is_not_imported_unasked(module_of_others, capsys, how):
+    (module_of_others / "a.png").touch()
+    config = module_of_others / "my.yaml"
+    named = {"class_path": "of_others.make" if how == "function" else "of_others.Mine"}
+    trusting = {"trust_config": True} if how == "consent in the config" else {}
+    config.write_text(json.dumps({"model": {"optimizer": named}, **trusting}))
+    words = {"flag": ["--model.optimizer", json.dumps(named)], "path": ["--model.optimizer", "of_others.Mine"]}
+    with pytest.raises(SystemExit) as stopped:
+        FIT.cli([*words.get(how, ["--config", str(config)]), *RUN])
+    assert stopped.value.code == 2
+    assert "--trust_config" in capsys.readouterr().err
+    assert not (module_of_others / "witness").exists()
+
+
+def test_consent_cannot_come_from_a_config(module_of_others, capsys):
+    config = module_of_others / "my.yaml"
+    config.write_text(json.dumps({"trust_config": True}))
+    with pytest.raises(SystemExit):
+        FIT.cli(["--config", str(config), *RUN])
+    assert "a config cannot ask to be trusted" in capsys.readouterr().err
+
+
+def test_what_is_trusted_is_imported(module_of_others, monkeypatch):
+    # what an earlier command of this process has denied would stay denied
+    monkeypatch.setitem(parsing_settings, "import_path_verdicts", {})
+    cli = FIT.cli(["--trust_config", "--model.optimizer", "of_others.Mine", "--model.optimizer.lr", "0.5", *RUN])
+    (made,) = {type(cli.model.run.optimizer([torch.nn.Parameter(torch.zeros(1))])).__name__}
+    assert made == "Mine"
+    assert (module_of_others / "witness").exists()
+
+
+@pytest.mark.parametrize("name", ["torch.optim.AdamW", "torch.optim.lr_scheduler.StepLR"])
+def test_optimizers_and_schedules_are_of_their_kind(name, capsys):
+    wrong = "model.lr_scheduler" if name.endswith("AdamW") else "model.optimizer"
+    with pytest.raises(SystemExit) as stopped:
+        FIT.cli([f"--{wrong}", name, *RUN])
+    assert stopped.value.code == 2
+    assert "to be a subclass of" in capsys.readouterr().err

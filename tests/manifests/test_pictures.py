@@ -140,7 +140,7 @@ NESTED = '{{"content": "a.jpg", "regions": {}}}'
 TWICE = "content,style,id,{0}\na.jpg,monet.png,x,{1}\na.jpg,lora,x,{2}\n"
 VALID = (
     "content, style, mask, prompt, negative_prompt, strength, guidance_scale, start, stop, "
-    "inject_features, inject_attention, style_mask, id, content_prompt, seed"
+    "inject_features, inject_attention, style_mask, style_picture, id, content_prompt, seed"
 )
 ID = "letters, digits and ._- (at most 200 bytes, no dot first), as it names files"
 COVERED = "region 2 would paint over region 1: give them different masks or disjoint start/stop intervals"
@@ -217,7 +217,7 @@ WRONG = [
     (
         "m.csv",
         TWICE.format("mask,seed", "sky,1", "house,2"),
-        "m.csv row 3, column 'seed': expected '1' as in row 2 (same id 'x'), got '2'",
+        "m.csv row 3, column 'seed': expected 1 as in row 2 (same id 'x'), got 2",
     ),
     (
         "m.csv",
@@ -270,7 +270,7 @@ WRONG = [
         NESTED.format('[{"style": "lora", "seeds": 1, "maks": "sky"}]'),
         "m.jsonl line 1, column 'regions[0].seeds': unknown column; expected one of "
         "style, mask, prompt, negative_prompt, strength, guidance_scale, start, stop, inject_features, "
-        "inject_attention, style_mask\n"
+        "inject_attention, style_mask, style_picture\n"
         "m.jsonl line 1, column 'regions[0].maks': unknown column; did you mean 'mask'?",
     ),
     ("m.jsonl", NESTED.format('[{"style": "lora"}, {"style": "monet.png"}]'), f"m.jsonl line 1: {COVERED}"),

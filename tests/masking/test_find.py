@@ -144,11 +144,11 @@ def test_check_masks_lists_every_problem_before_anything_runs(tmp_path: Path):
         check_masks(triples)
     told = str(error.value)
     assert [line for line in told.split("\n") if line.startswith("m.csv")] == [
-        "m.csv row 1: mask 'box: 0,0,41,9': expected x within the picture's 40 pixels",
-        "m.csv row 2: mask 'point: 3,31': expected y within the picture's 30 pixels",
-        "m.csv row 3: expected grow, shrink, feather, largest, smallest, left, right, top, bottom or a number; did you "
-        "mean 'grow'? (character 4)",
-        f"m.csv row 5: mask '{prompts[5]}': expected 40 x 30 pixels like the content, got 8 x 8",
+        "m.csv row 1, column 'mask': mask 'box: 0,0,41,9': expected x within the picture's 40 pixels",
+        "m.csv row 2, column 'mask': mask 'point: 3,31': expected y within the picture's 30 pixels",
+        "m.csv row 3, column 'mask': expected grow, shrink, feather, largest, smallest, left, right, top, bottom or a "
+        "number; did you mean 'grow'? (character 4)",
+        f"m.csv row 5, column 'mask': mask '{prompts[5]}': expected 40 x 30 pixels like the content, got 8 x 8",
     ]
 
 

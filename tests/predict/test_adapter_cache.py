@@ -46,6 +46,8 @@ def found(*paths: Path, **settings) -> tuple[ResolvedAdapters, list[AdapterFile]
     regions = [StyleRegion(path) for path in paths]
     triples = [Triple(region.style.stem, region.style, (region,)) for region in regions]
     adapters = resolve_adapters(triples, LoRALibrary(Path("nowhere")), model="", content_lora="off", **settings)
+    if adapters.problems:
+        raise ValueError(adapters.problems[0].reason)
     return adapters, [adapters.style(region) for region in regions]
 
 

@@ -13,8 +13,8 @@ from diffstyler.adapters import LoRALibrary
 from diffstyler.backbones import StableDiffusion, StableDiffusionXL
 from diffstyler.backbones.attention import AttentionBackend, AutoAttention
 from diffstyler.cli.main import main
-from diffstyler.predict import adapter_cache, adapter_resolver, stylizer
-from diffstyler.predict.adapter_resolver import MissingLoRAError, fit_options_of, resolve_adapters
+from diffstyler.predict import adapter_cache, adapter_resolver, row_check, stylizer
+from diffstyler.predict.adapter_resolver import fit_options_of, resolve_adapters
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def reads(monkeypatch) -> Counter:
             real = getattr(module, name)
             monkeypatch.setattr(module, name, lambda *a, real=real, **k: counted.update([name]) or real(*a, **k))
 
-    count("load_image", adapter_resolver, stylizer)
+    count("load_image", adapter_resolver, row_check, stylizer)
     count("file_sha256", adapter_resolver)
     count("read_lora", adapter_resolver, adapter_cache)
     count("read_record", adapter_resolver)
@@ -155,9 +155,8 @@ def test_rows_without_a_manifest_name_their_pictures(studio, tmp_path, capsys):
     (studio / "gold.png").rename(studio / "my gold.png")
     rows, library = [row(studio, style="my gold")], LoRALibrary(tmp_path / "new")
     model = StableDiffusion().fingerprint()
-    with pytest.raises(MissingLoRAError) as caught:
-        resolve_adapters(rows, library, model=model, content_lora="required")
-    commands = [shlex.split(line)[1:] for line in str(caught.value).splitlines() if "diffstyler fit" in line]
+    how = resolve_adapters(rows, library, model=model, content_lora="required").how
+    commands = [shlex.split(line)[1:] for line in how.splitlines() if "diffstyler fit" in line]
     assert len(commands) == 2
     quick = ["--trainer.accelerator", "cpu", "--trainer.max_steps", "1", "--trainer.logger", "false"]
     for command in commands:

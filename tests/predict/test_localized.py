@@ -168,7 +168,7 @@ def test_wrong_masks_end_the_run_before_it_starts(studio, tiny_dir):
     rows = [regions(studio, {"mask": mask}, id=f"r{i}") for i, mask in enumerate(["box: 1,2,3", "point: 99,1"])]
     with pytest.raises(ValueError, match="expected four numbers") as error:
         stylize(studio, tiny_dir, *rows)
-    assert "r1: mask 'point: 99,1': expected x within the picture's 72 pixels" in str(error.value)
+    assert "r1, column 'mask': mask 'point: 99,1': expected x within the picture's 72 pixels" in str(error.value)
     assert not list(studio.glob("out/*.png"))
 
 

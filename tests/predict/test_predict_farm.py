@@ -83,6 +83,7 @@ def command(studio, tiny_dir) -> list[str]:
     options = {
         "data.manifest": str(studio / "all.csv"),
         "output_dir": str(studio / "out"),
+        "on_error": "skip",
         "model.backbone": "StableDiffusion",
         "model.backbone.model": str(tiny_dir),
         "model.num_inference_steps": "3",

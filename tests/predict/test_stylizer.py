@@ -16,7 +16,8 @@ from diffstyler.diffusion.fusion import FuseClean
 from diffstyler.diffusion.initial import FromContent, FromStyle
 from diffstyler.diffusion.injection import CrossLoRAInjection, NoInjection
 from diffstyler.diffusion.solver import DPMSolverMultistep
-from diffstyler.predict.adapter_resolver import MissingLoRAError
+from diffstyler.errors import RowsError
+from diffstyler.predict.row_check import MissingLoRAError
 from diffstyler.predict.stylizer import Stylizer
 from diffstyler.predict.writer import PredictError
 from diffstyler.types import StyleRegion, Triple
@@ -167,8 +168,12 @@ def test_a_style_may_be_a_lora_folder(studio, tiny_dir):
 
 def test_a_picture_that_cannot_be_read_does_not_stop_the_others(studio, tiny_dir):
     (studio / "broken.png").write_bytes(b"not a picture")
+    rows = row(studio, content="broken"), row(studio)
+    with pytest.raises(RowsError, match=r"broken\.png"):
+        stylize(studio, tiny_dir, *rows)
+    assert not (studio / "out").exists()
     with pytest.raises(PredictError, match=r"broken\.png"):
-        stylize(studio, tiny_dir, row(studio, content="broken"), row(studio))
+        stylize(studio, tiny_dir, *rows, on_error="skip")
     assert (studio / "out" / "photo-gold.png").is_file()
     failure = json.loads((studio / "out" / "failures.jsonl").read_text())
     assert failure["id"] == "broken-gold"
