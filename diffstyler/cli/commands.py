@@ -7,10 +7,12 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from diffstyler.cli import settings
 from diffstyler.cli.messages import telling
 
 
 def fit(arguments: Sequence[str]) -> None:
+    settings.FIT.read(arguments)
     from diffstyler.cli.lightning_cli import FIT, exit_code_of_sigterm
 
     cli = FIT.cli(arguments)
@@ -22,6 +24,7 @@ def fit(arguments: Sequence[str]) -> None:
 
 
 def predict(arguments: Sequence[str]) -> None:
+    settings.PREDICT.read(arguments)
     from diffstyler.cli.lightning_cli import PREDICT, exit_code_of_sigterm
 
     cli = PREDICT.cli(arguments)
@@ -41,9 +44,9 @@ def masks(arguments: Sequence[str]) -> None:
     parser.add_function_arguments(preview_masks, skip={"mask"})
     parser.add_argument("--mask", type=str, nargs="+", default=[], help="mask prompts of the one picture")
     parser.set_defaults({"backbone": {"class_path": "StableDiffusion"}, "masker": {"class_path": "AttentionMasker"}})
-    settings = parser.instantiate(parser.parse_args(arguments)).as_dict()
-    settings.pop("config")
-    print(preview_masks(**settings))
+    chosen = parser.instantiate(parser.parse_args(arguments)).as_dict()
+    chosen.pop("config")
+    print(preview_masks(**chosen))
 
 
 def check(arguments: Sequence[str]) -> None:
@@ -56,18 +59,20 @@ def check(arguments: Sequence[str]) -> None:
     if not arguments or arguments[0] in {"-h", "--help"}:
         return parser.print_help()
 
-    from diffstyler.cli.check import check_fit, check_predict
-    from diffstyler.cli.lightning_cli import FIT, PREDICT, owners
-
     if arguments[0] in {"fit", "predict"}:
         command, arguments = arguments[0], arguments[1:]
     else:
-        named = owners(arguments)
+        named = settings.owners(arguments)
         if len(named) != 1:
             told = "; ".join(f"{', '.join(sorted(keys))} of {name}" for name, keys in named.items())
             told = f"both have settings here ({told})" if named else "no setting here is of one of them alone"
             parser.error(f"fit or predict? {told}. Say `diffstyler check fit …` or `diffstyler check predict …`")
         command = next(iter(named))
+    {"fit": settings.FIT, "predict": settings.PREDICT}[command].read(arguments)
+
+    from diffstyler.cli.check import check_fit, check_predict
+    from diffstyler.cli.lightning_cli import FIT, PREDICT
+
     run, look = {"fit": (FIT, check_fit), "predict": (PREDICT, check_predict)}[command]
     cli = run.cli(arguments)
     print(f"{'ok':8} {'settings':10} of {command}", flush=True)

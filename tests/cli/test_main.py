@@ -1,6 +1,7 @@
 """The command: help, errors in a few lines, and the whole way from a picture to a stylized picture."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -38,6 +39,7 @@ def manifest(tmp_path: Path) -> Path:
     return path
 
 
+#: to import the lightest of them takes half a second, the heaviest ten
 HEAVY = {"torch", "transformers", "diffusers", "lightning", "jsonargparse", "numpy"}
 
 
@@ -50,6 +52,12 @@ HEAVY = {"torch", "transformers", "diffusers", "lightning", "jsonargparse", "num
         ("fetch-fastsam --help", 0),
         ("demo --help", 0),
         ("check --help", 0),
+        ("fit --help", 0),
+        ("predict --config configs/predict.yaml -h", 0),
+        ("check fit --help", 0),
+        ("fit --model.rnak=3", 2),
+        ("check predict --data.manfest=rows.csv", 2),
+        ("check --trainer.device 1 --model.rank 3", 2),
         ("inspect", 2),
         ("export x", 2),
         ("fetch-fastsam x", 2),
@@ -65,6 +73,23 @@ def test_help_and_wrong_words_import_nothing_heavy(words, code):
     assert "diffstyler" in done.stdout + done.stderr
     assert "argparse" in done.stdout.splitlines()[-1].split()
     assert not HEAVY & set(done.stdout.splitlines()[-1].split())
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [("fit", 1), ("predict", 1), ("check", 0), ("check fit", 1), ("check predict", 1), ("inspect", 2), ("export", 2)],
+)
+def test_a_command_without_arguments_ends_in_words_of_ours(words, code, capsys):
+    try:
+        ended = main(words.split())
+    except SystemExit as stopped:
+        ended = stopped.code
+    told = capsys.readouterr()
+    last = (told.out + told.err).strip().splitlines()[-1]
+    assert ended == code
+    assert re.search(
+        "^diffstyler: nothing to (fit|predict): expected data.manifest|arguments are required|--help", last
+    )
 
 
 def test_every_command_is_in_the_help_in_one_line(capsys):
