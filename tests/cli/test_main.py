@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +22,7 @@ from diffstyler.images import load_image
 from diffstyler.masking import fastsam
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
+README = Path(__file__).parents[2] / "README.md"
 FIT = ["--trainer.logger", "false", "--trainer.accelerator", "cpu", "--model.preview_steps", "2"]
 
 
@@ -238,6 +240,23 @@ def test_inspect_and_export(tmp_path, capsys):
     assert "has NaN or infinite values" in facts["problem"]
     assert main(["export", str(tmp_path / "broken.safetensors"), "--output", str(out)]) == 1
     assert "NaN" in capsys.readouterr().err
+
+
+def test_the_inspect_and_export_of_the_readme_run(studio, tmp_path, monkeypatch, capsys):
+    block = next(b for b in re.findall(r"```\n(.*?)```", README.read_text(), re.DOTALL) if "diffstyler export" in b)
+    lines = [shlex.split(line, comments=True)[1:] for line in block.splitlines()]
+    assert [line[0] for line in lines] == ["inspect", "export"]
+    config = LoraConfig(r=2, lora_alpha=2, target_modules=["to_k"])
+    module = "mid_block.attentions.0.transformer_blocks.0.attn2.to_k"
+    save_lora(
+        tmp_path / "LORA", {"unet": {module: LowRank(torch.ones(2, 768), torch.ones(320, 2), 1.0)}}, {"unet": config}
+    )
+    monkeypatch.chdir(tmp_path)
+    assert [main(line) for line in lines] == [0, 0]
+    assert list(tmp_path.glob("*.safetensors"))
+    embedded = next((studio / "loras").glob("gold-*"))
+    assert main([str(embedded) if word == "LORA" else word for word in lines[1]]) == 1
+    assert "name one that others know by --family" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("flag", ["--config", "--config=", "-c"])
