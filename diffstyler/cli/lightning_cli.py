@@ -89,7 +89,7 @@ class Run:
                 seed_everything_default=False,
                 auto_configure_optimizers=False,
                 parser_kwargs={"prog": f"diffstyler {self.name}", "allow_abbrev": False},
-                trainer_defaults={**self.words.trainer_defaults, **self.trainer_defaults()},
+                trainer_defaults={**settings.TRAINER_DEFAULTS, **self.trainer_defaults()},
             )
 
 

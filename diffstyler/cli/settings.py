@@ -7,7 +7,7 @@ import inspect
 import sys
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -34,6 +34,7 @@ FOLDERS = {
 TRAINER_DEFAULTS: Mapping[str, object] = {
     "accelerator": "auto",
     "devices": 1,
+    "enable_progress_bar": False,  # one bar over all LoRAs, or pictures, in its place
     "enable_checkpointing": False,
     "enable_model_summary": False,
 }
@@ -50,7 +51,6 @@ class Words:
         model: where the class of ``model.…`` is, its file in the package and its name; so ``data``.
         folders: top-level names for ``model.<name>``, and their defaults.
         classes: of the objects that settings are, where none is named.
-        trainer_defaults: of the Trainer, where they differ from Lightning's.
     """
 
     name: str
@@ -59,7 +59,6 @@ class Words:
     data: tuple[str, str]
     folders: Mapping[str, str]
     classes: Mapping[str, str]
-    trainer_defaults: Mapping[str, object] = field(default_factory=lambda: TRAINER_DEFAULTS)
 
     @property
     def settings(self) -> dict[str, Setting]:
@@ -77,9 +76,9 @@ class Words:
         assert lightning is not None
         assert lightning.submodule_search_locations
         source = Path(lightning.submodule_search_locations[0], "pytorch/trainer/trainer.py")
-        defaults = self.trainer_defaults
+        defaults = {name: str(value) for name, value in TRAINER_DEFAULTS.items()}
         return {
-            f"trainer.{name}": setting.with_default(str(defaults[name]) if name in defaults else None)
+            f"trainer.{name}": setting.with_default(defaults.get(name))
             for name, setting in settings_of(source, "Trainer").items()
         }
 
@@ -167,7 +166,6 @@ FIT = Words(
     ("fit/data.py", "FitData"),
     {"lora_dir": "loras"},
     {"model.backbone": "StableDiffusion"},
-    {**TRAINER_DEFAULTS, "enable_progress_bar": False},  # one bar over all LoRAs in its place
 )
 PREDICT = Words(
     "predict",

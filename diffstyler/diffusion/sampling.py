@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -97,6 +97,8 @@ def denoise(
     schedule: Schedule,
     source_prompt: PromptEmbeds,
     fusion: Fusion | None = None,
+    *,
+    on_step: Callable[[int], None] = lambda pictures: None,
 ) -> list[torch.Tensor]:
     """Mask-wise DDIM denoising with cross-LoRA injection (the method) -> x_0 of each picture, (C, h, w).
 
@@ -106,6 +108,7 @@ def denoise(
         schedule: the sampling grid; every content trajectory holds its timesteps.
         source_prompt: one row, the conditioning of the source rows ("").
         fusion: how the regions and the content become one picture; by default latents are blended.
+        on_step: is told after each step how many pictures took it.
     """
     fusion = fusion if fusion is not None else FuseLatents()
     x = [canvas.latents for canvas in canvases]
@@ -127,6 +130,7 @@ def denoise(
                 guided = {n: e for part in plan for n, e in _guided(next(noise_preds), canvas.regions, part)}
                 weights = shares([canvas.regions[n].mask for n in sorted(guided)])
                 x[i] = fusion(step, x[i], contents[i], [guided[n] for n in sorted(guided)], weights)
+            on_step(len(canvases))
     return x
 
 

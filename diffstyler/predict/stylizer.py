@@ -41,6 +41,7 @@ from diffstyler.predict.adapter_resolver import (
 from diffstyler.predict.canvas import Strategies, compose, starting_regions
 from diffstyler.predict.inverter import Inverter, ToInvert, TrajectoryCache, style_to_invert
 from diffstyler.predict.picture_job import PictureJob, RegionJob
+from diffstyler.predict.progress import PredictProgress
 from diffstyler.predict.sidecar import finish
 from diffstyler.predict.workers import Workers, settled
 from diffstyler.predict.writer import StylizationWriter
@@ -178,6 +179,7 @@ class Stylizer(lightning.LightningModule):
         self.max_memory = max_memory
         self.plan: PredictPlan | None = None
         self.denoiser: Denoiser | None = None
+        self.progress = PredictProgress()
         self.workers = Workers(apart=False)
         self._ahead: tuple[object, list[Future]] | None = None
 
@@ -224,7 +226,8 @@ class Stylizer(lightning.LightningModule):
             for job, content in zip(jobs, contents, strict=True)
         ]
         schedule = self.backbone.sampling_schedule(self.num_inference_steps)
-        latents = denoise(denoiser, canvases, schedule, self.adapter_cache.embed(""), self.fusion)
+        nothing = self.adapter_cache.embed("")
+        latents = denoise(denoiser, canvases, schedule, nothing, self.fusion, on_step=self.progress.step)
         pictures = [fetch(self.backbone.decode_latents(x_0[None])[0]) for x_0 in latents]
 
         def finished(job: PictureJob, pixels: Callable[[], torch.Tensor]) -> Stylized | Failed:
@@ -449,7 +452,7 @@ class Stylizer(lightning.LightningModule):
         return self if device is None else super().to(device)
 
     def configure_callbacks(self) -> list[lightning.Callback]:
-        return [TakeOff(), *([self.writer] if self.writer is not None else [])]
+        return [self.progress, TakeOff(), *([self.writer] if self.writer is not None else [])]
 
     def on_predict_start(self) -> None:
         """Raises:
@@ -478,6 +481,7 @@ class Stylizer(lightning.LightningModule):
             self.trajectories,
             refinements=self.inversion_refinements,
             settings={**settings, **self.backbone.settings, **self._tiling},
+            on_step=self.progress.step,
         )
         self.backbone.prepare(self.device)
         self.masker.setup(self.backbone)
