@@ -73,6 +73,7 @@ def resolve_adapters(
     model: str,
     content_lora: ContentLoRA = "found",
     allow_partial: bool = False,
+    lora: str | None = None,
     fit_options: Sequence[str] = (),
 ) -> ResolvedAdapters:
     """Find, read and check the LoRA of every style and content picture.
@@ -83,6 +84,7 @@ def resolve_adapters(
         model: fingerprint of the base model that the LoRAs must have been fitted on.
         content_lora: as of the stylizer.
         allow_partial: keys that no dialect knows are left out.
+        lora: which one of a picture that has several, as of the stylizer.
         fit_options: what the fit that makes the missing ones is to be told, see :func:`fit_options_of`.
 
     Raises:
@@ -98,11 +100,11 @@ def resolve_adapters(
     sha256_of = functools.cache(lambda picture: picture_sha256(load_image(picture)))
     styles, contents, missing, outlines = {}, {}, [], {}
     for path, mask in dict.fromkeys((r.style, r.style_mask) for triple in triples for r in triple.regions):
-        lora = _the_one(fitted, "style", path, sha256_of(path), mask) if is_picture(path) else path
-        if lora is None:
+        folder = _the_one(fitted, "style", path, sha256_of(path), mask, lora=lora) if is_picture(path) else path
+        if folder is None:
             missing.append(("style", path))
             continue
-        adapter, outlines[adapter.path] = read(lora)
+        adapter, outlines[adapter.path] = read(folder)
         styles[path, mask] = replace(adapter, picture=style_sha256(path))
     wanted = dict.fromkeys(triple.content for triple in triples)
     if content_lora == "off" or (content_lora == "found" and not any(role == "content" for role, _, _ in fitted)):
@@ -112,9 +114,9 @@ def resolve_adapters(
             sha256 = sha256_of(path)
         except ImageError:
             continue  # it fails with its row
-        lora = _the_one(fitted, "content", path, sha256)
-        if lora is not None:
-            contents[sha256], outlines[contents[sha256].path] = read(lora)
+        folder = _the_one(fitted, "content", path, sha256, lora=lora)
+        if folder is not None:
+            contents[sha256], outlines[contents[sha256].path] = read(folder)
         elif content_lora == "required":
             missing.append(("content", path))
     if missing:
@@ -149,14 +151,21 @@ def _the_one(
     picture: Path,
     sha256: str,
     mask: str = "everything",
+    *,
+    lora: str | None,
 ) -> Path | None:
     """The folder of a picture's LoRA."""
     found = fitted.get((role, sha256, mask), ())
+    if len(found) > 1 and lora == "newest":
+        found = [max(found, key=lambda entry: (entry.folder / RECORD_NAME).stat().st_mtime_ns)]
+    elif len(found) > 1 and lora is not None:
+        found = [entry for entry in found if entry.identity.key.startswith(lora)] or found
     if len(found) > 1:
         names = ", ".join(str(entry.folder) for entry in found)
+        ids = " or ".join(entry.identity.key[:12] for entry in found)
         raise DiffstylerError(
-            f"{picture} has {len(found)} {role} LoRAs of different settings: {names}; name one of these folders in "
-            "the manifest's style column, or use another lora_dir"
+            f"{picture} has {len(found)} {role} LoRAs of different settings: {names}; set model.lora to newest, or to "
+            f"an id ({ids}), or name one of these folders in the manifest's style column"
         )
     return found[0].folder if found else None
 

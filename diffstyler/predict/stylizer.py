@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
@@ -86,7 +87,8 @@ class Stylizer(lightning.LightningModule):
     Args:
         backbone: the frozen model.
         lora_dir: the library that style (and content) pictures are looked up in.
-        output_dir: where pictures and sidecars go; what lies there already is not made again. None = write nothing.
+        output_dir: where pictures and sidecars go; what lies there already is not made again, and what was made of the
+            same id with other settings is kept as ``<id>@<key>.png``. None = write nothing.
         cache_dir: where inverted contents are kept for later pictures; None = nowhere.
         cache_size: GiB that cache_dir may take; what was used longest ago goes first.
         num_inference_steps: N, the steps of the sampling grid.
@@ -100,6 +102,8 @@ class Stylizer(lightning.LightningModule):
         initial: where the denoising starts; by default from the content's z_T with the style's channel statistics.
         content_lora: whether inversion and source row run under the content picture's own LoRA: "found" where the
             library has one, "required" always, "off" never (under the base model).
+        lora: which LoRA acts where a picture has several: "newest", or the one whose id (the end of its folder's name)
+            begins so; None = an error that names them.
         masker: finds what mask prompts name; by default the base model's own attention.
         on_partial_lora: what a LoRA means that matches the model in part, or has keys that no tool's dialect knows: an
             "error", or, with "warn", what matches acts and the rest is left out.
@@ -133,6 +137,7 @@ class Stylizer(lightning.LightningModule):
         injection: Injection | None = None,
         initial: InitialLatents | None = None,
         content_lora: ContentLoRA = "found",
+        lora: str | None = None,
         on_partial_lora: Literal["error", "warn"] = "error",
         masker: Masker | None = None,
         on_empty_mask: Literal["error", "skip", "whole"] = "error",
@@ -153,6 +158,10 @@ class Stylizer(lightning.LightningModule):
             raise DiffstylerError(f"model.rows_per_call: expected at least 2, got {rows_per_call}")
         check_placeholders(prompt, ("lora_prompt", "content_prompt"), "model.prompt: ")
         check_placeholders(negative_prompt, (), "model.negative_prompt: ")
+        if lora is not None and lora != "newest" and not re.fullmatch("[0-9a-f]{4,64}", lora):
+            raise DiffstylerError(
+                f"model.lora: expected 'newest' or 4 digits (0-9, a-f) or more of an id, got '{lora}'"
+            )
         if not 0 <= feather <= 0.5:
             raise DiffstylerError(f"model.feather: expected a fraction of the short side in 0 … 0.5, got {feather}")
         self.backbone = backbone if backbone is not None else StableDiffusion()
@@ -168,6 +177,7 @@ class Stylizer(lightning.LightningModule):
         self.injection = injection if injection is not None else CrossLoRAInjection()
         self.initial = initial if initial is not None else FromContentAdaIN()
         self.content_lora: ContentLoRA = content_lora
+        self.lora = lora
         self.allow_partial = on_partial_lora == "warn"
         self.masker = masker if masker is not None else AttentionMasker()
         self.on_empty_mask = on_empty_mask
@@ -385,6 +395,7 @@ class Stylizer(lightning.LightningModule):
             model=self.backbone.fingerprint(),
             content_lora=self.content_lora,
             allow_partial=self.allow_partial,
+            lora=self.lora,
             fit_options=fit_options_of(self.backbone, str(self.trainer.precision), self._data.manifest),
         )
 
