@@ -160,7 +160,7 @@ class LoRAFinetuner(lightning.LightningModule):
             raise DiffstylerError(f"model.gradient_clip: expected a number above 0, or null, got {gradient_clip}")
         self.automatic_optimization = False  # each LoRA has an optimizer of its own
         self.backbone = backbone if backbone is not None else StableDiffusion()
-        self.library = LoRALibrary(lora_dir)
+        self.library = LoRALibrary(Path(lora_dir))  # notebooks give text
         self.run = FitSettings(
             batch_size=batch_size,
             rank=rank,
@@ -338,6 +338,9 @@ class LoRAFinetuner(lightning.LightningModule):
         return Sizing(self.backbone, self.run, jobs, precision, size, ranks, together, self.most_slots)
 
     # ---- what people see
+
+    def __repr__(self) -> str:
+        return f"LoRAFinetuner({self.backbone!r}, rank={self.run.rank}, lora_dir={str(self.library.lora_dir)!r})"
 
     @property
     def finished(self) -> list[FittedLoRA]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import lightning
@@ -48,6 +49,8 @@ class FitProgress(lightning.Callback):
     """Shows the steps of all LoRAs of the run, whichever process takes them, with the time left."""
 
     def __init__(self) -> None:
+        #: is told the steps done and all steps, besides the bar
+        self.report: Callable[[int, int], None] | None = None
         self.progress: Progress | None = None
         self.task = TaskID(0)
         self._noticed = 0.0
@@ -113,7 +116,10 @@ class FitProgress(lightning.Callback):
             self._noticed = time.monotonic()
         total = sum(job.settings.steps for job in fit.queue.jobs.values())
         title = f"LoRAs {len(fit.queue.finished)}/{len(fit.queue.jobs)}"
-        self.progress.update(self.task, completed=total - fit.bench.steps_left, description=title)
+        done = total - fit.bench.steps_left
+        self.progress.update(self.task, completed=done, description=title)
+        if self.report is not None:
+            self.report(done, total)
         if self._losses:
             self.progress.update(self.task, loss=f"loss {sum(self._losses.values()) / len(self._losses):.3f}")
 

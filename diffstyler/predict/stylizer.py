@@ -165,9 +165,11 @@ class Stylizer(lightning.LightningModule):
         if not 0 <= feather <= 0.5:
             raise DiffstylerError(f"model.feather: expected a fraction of the short side in 0 … 0.5, got {feather}")
         self.backbone = backbone if backbone is not None else StableDiffusion()
-        self.library = LoRALibrary(lora_dir)
-        self.writer = StylizationWriter(output_dir) if output_dir is not None else None
-        self.trajectories = TrajectoryCache(cache_dir, most_bytes=cache_size * GIB)
+        self.library = LoRALibrary(Path(lora_dir))  # notebooks give text
+        self.writer = StylizationWriter(Path(output_dir)) if output_dir is not None else None
+        self.trajectories = TrajectoryCache(
+            Path(cache_dir) if cache_dir is not None else None, most_bytes=cache_size * GIB
+        )
         self.num_inference_steps = num_inference_steps
         self.inversion_steps = inversion_steps or num_inference_steps
         self.inversion_refinements = inversion_refinements
@@ -519,6 +521,10 @@ class Stylizer(lightning.LightningModule):
         self.denoiser = None
         if hasattr(self, "adapter_cache"):
             self.adapter_cache.close()
+
+    def __repr__(self) -> str:
+        steps, scale = self.num_inference_steps, self.guidance_scale
+        return f"Stylizer({self.backbone!r}, num_inference_steps={steps}, guidance_scale={scale:g})"
 
     @property
     def _data(self) -> TriplesToMake:
