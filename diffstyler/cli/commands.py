@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -84,14 +85,17 @@ def check(arguments: Sequence[str]) -> None:
         raise SystemExit(1)
 
 
+LORA = "its folder or .safetensors file, or its hub id: owner/name, owner/name@revision"
+
+
 def inspect(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser("diffstyler inspect", description="Tell what a LoRA is.")
-    parser.add_argument("lora", type=Path, help="its folder or .safetensors file")
+    parser.add_argument("lora", help=LORA)
     chosen = parser.parse_args(arguments)
 
-    from diffstyler.adapters import inspect_lora
+    from diffstyler.adapters import inspect_lora, lora_at
 
-    print(json.dumps(inspect_lora(chosen.lora), indent=2, ensure_ascii=False))
+    print(json.dumps(inspect_lora(lora_at(chosen.lora)), indent=2, ensure_ascii=False))
 
 
 #: the keys of adapters.kohya.FAMILIES, and of masking.fastsam.WEIGHTS: to import those takes seconds
@@ -101,19 +105,46 @@ FASTSAM_WEIGHTS = ("FastSAM-s.pt", "FastSAM-x.pt")
 
 def export(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser("diffstyler export", description="Write a LoRA for other tools.")
-    parser.add_argument("lora", type=Path, help="its folder or .safetensors file")
+    parser.add_argument("lora", help=LORA)
     parser.add_argument("--format", choices=["kohya"], default="kohya")
     parser.add_argument("--output", type=Path, required=True, help="the .safetensors file to write")
     parser.add_argument("--family", choices=FAMILIES, help="of the model; default: as its weights and metadata say")
     parser.add_argument("--title", help="default: the output's name")
     chosen = parser.parse_args(arguments)
 
-    from diffstyler.adapters import inspect_lora, kohya_family, read_lora, save_kohya
+    from diffstyler.adapters import inspect_lora, kohya_family, lora_at, read_lora, save_kohya
 
-    lora, facts = read_lora(chosen.lora), inspect_lora(chosen.lora)
+    path = lora_at(chosen.lora)
+    lora, facts = read_lora(path), inspect_lora(path)
     family = chosen.family or kohya_family(facts)
     title, prompt = chosen.title or chosen.output.stem, str(facts["prompt"] or "")
     print(save_kohya(chosen.output, lora, family=family, title=title, trigger=prompt))
+
+
+def push(arguments: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser("diffstyler push", description="Upload a LoRA's folder to the Hugging Face Hub.")
+    parser.add_argument("lora", type=Path, help="its folder")
+    parser.add_argument("repo", help="owner/name on the hub; made if it is not there")
+    parser.add_argument("--private", action="store_true", help="a repository that is made is seen by its owner alone")
+    parser.add_argument("--yes", action="store_true", help="do not ask first")
+    chosen = parser.parse_args(arguments)
+
+    from diffstyler.adapters.hub import files_to_push, push_lora
+
+    for file in files_to_push(chosen.lora):
+        print(f"  {file.name}  {file.stat().st_size / 1e6:.2f} MB")
+    seen = "its owner alone" if chosen.private else "everybody"
+    if not chosen.yes and not _agreed(f"Push these files to {chosen.repo}, where {seen} can see them? [y/N] "):
+        print("nothing was pushed", file=sys.stderr)
+        raise SystemExit(1)
+    print(push_lora(chosen.lora, chosen.repo, private=chosen.private))
+
+
+def _agreed(question: str) -> bool:
+    try:
+        return input(question).strip().lower() in {"y", "yes"}
+    except EOFError:  # nobody is there; --yes says it
+        return False
 
 
 def fetch_fastsam(arguments: Sequence[str]) -> None:

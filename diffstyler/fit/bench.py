@@ -495,7 +495,8 @@ class FitBench:
             parts = by_part(modules) if settings.text_encoder_targets else {NETWORK: modules}
             configs = {part: settings.config if part == NETWORK else settings.text_config for part in parts}
             save_lora(folder, parts, configs, prediction_type=self.backbone.prediction.name)
-            write_lora_card(folder, slot.job, slot.losses, preview, slot.previews)
+            model = str(self.backbone.options.get("model", ""))
+            write_lora_card(folder, slot.job, slot.losses, preview, slot.previews, base_model=model)
 
         self.queue.publish(slot.job, write, slot.history, slot.step)
         if preview is not None:

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import jinja2
 import torch
+import yaml
 from PIL import Image
 
 from diffstyler.adapters import WEIGHTS_NAME
+from diffstyler.adapters.hub import is_hub_id
 from diffstyler.fit.jobs import FitJob
 from diffstyler.images import load_image
 
@@ -23,6 +25,8 @@ def write_lora_card(
     losses: Sequence[float],
     preview: Image.Image | None,
     previews: Mapping[int, torch.Tensor],
+    *,
+    base_model: str = "",
 ) -> None:
     """Write ``thumbnail.png``, ``loss.png``, ``preview.png``, ``previews.png`` and ``README.md`` into a LoRA's folder.
 
@@ -32,6 +36,7 @@ def write_lora_card(
         losses: of its steps.
         preview: what it draws, or None.
         previews: what it drew on the way, by step, (H, W, 3) uint8.
+        base_model: the name of the model; told to the hub where it is a hub id.
     """
     thumbnail = load_image(job.picture.paths[0])
     thumbnail.thumbnail((256, 256))
@@ -43,6 +48,7 @@ def write_lora_card(
     _plot_losses(losses, folder / "loss.png")
     template = jinja2.Environment(keep_trailing_newline=True).from_string(_TEMPLATE.read_text(encoding="utf-8"))
     text = template.render(
+        front=_front_matter(job, preview is not None, base_model),
         name=job.identity.name,
         role=job.settings.role,
         preview=preview is not None,
@@ -53,6 +59,22 @@ def write_lora_card(
         settings=json.dumps(job.identity.settings, indent=2, sort_keys=True),
     )
     (folder / "README.md").write_text(text, encoding="utf-8")
+
+
+def _front_matter(job: FitJob, has_preview: bool, base_model: str) -> str:
+    """What the Hugging Face Hub indexes, as YAML."""
+    prompt = job.settings.prompt
+    front: dict[str, object] = {
+        "library_name": "diffusers",
+        "pipeline_tag": "image-to-image",
+        "tags": ["diffstyler", "diffusers", "lora", "style-transfer"],
+        "instance_prompt": prompt,
+    }
+    if is_hub_id(base_model) and not Path(base_model).exists():
+        front["base_model"] = base_model
+    if has_preview:
+        front["widget"] = [{"text": prompt, "output": {"url": "preview.png"}}]
+    return yaml.safe_dump(front, sort_keys=False, allow_unicode=True)
 
 
 def _strip(previews: Mapping[int, torch.Tensor]) -> Image.Image:
