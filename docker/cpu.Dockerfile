@@ -8,6 +8,6 @@ COPY pyproject.toml README.md LICENSE ./
 COPY configs configs
 COPY diffstyler diffstyler
 RUN pip install . && useradd --create-home --uid 1000 painter
-USER painter
+USER 1000
 WORKDIR /work
 ENTRYPOINT ["diffstyler"]

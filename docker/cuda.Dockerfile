@@ -4,6 +4,7 @@
 FROM python:3.12-slim
 ENV PIP_NO_CACHE_DIR=1 PYTHONUNBUFFERED=1 HF_HOME=/work/.cache/huggingface
 # model.compile builds its launchers with a C compiler
+# hadolint ignore=DL3008
 RUN apt-get update \
  && apt-get install --yes --no-install-recommends gcc libc6-dev \
  && rm -rf /var/lib/apt/lists/*
@@ -12,7 +13,8 @@ WORKDIR /src
 COPY pyproject.toml README.md LICENSE ./
 COPY configs configs
 COPY diffstyler diffstyler
+# hadolint ignore=DL3013
 RUN pip install ".[all]" && useradd --create-home --uid 1000 painter
-USER painter
+USER 1000
 WORKDIR /work
 ENTRYPOINT ["diffstyler"]
