@@ -3,13 +3,14 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 OLDEST := .venv-oldest
+DOCS := .venv-docs
 DEMO ?= demo
 # what touches the libraries most, without the longest and three whose bounds on rounding were measured on today's kernels
 FAST := $(addprefix tests/,adapters backbones diffusion manifests cli/test_main.py) \
 	--ignore tests/diffusion/test_reference_parity.py \
 	-k "not rows_with_different_adapters and not rows_in_the_order and not returns_to_the_input"
 
-.PHONY: demo test test-oldest lint format wheel clean
+.PHONY: demo test test-oldest lint format wheel docs clean
 
 demo: $(VENV)/.installed
 	$(BIN)/diffstyler demo --output_dir $(DEMO)
@@ -34,6 +35,12 @@ format: $(VENV)/.installed-dev
 wheel: $(VENV)/.installed-dev
 	$(BIN)/python -m build --wheel
 
+# the pages are made from the sources as they are: nothing of the package is installed or run
+docs:
+	test -x $(DOCS)/bin/python || $(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/python -m pip install --quiet 'mkdocs>=1.6,<2' 'mkdocs-material>=9.6' 'mkdocstrings[python]>=1'
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --strict
+
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "diffstyler needs Python 3.10 or newer: make PYTHON=python3.12")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -53,4 +60,4 @@ $(OLDEST)/.installed: $(VENV)/.installed-dev
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(OLDEST) $(DEMO) dist build
+	rm -rf $(VENV) $(OLDEST) $(DOCS) $(DEMO) dist build

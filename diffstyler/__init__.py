@@ -9,20 +9,22 @@ import importlib
 import sys
 from typing import TYPE_CHECKING
 
+from diffstyler.chatter import quiet
 from diffstyler.moved import MovedModules
 
 if TYPE_CHECKING:
-    from diffstyler.api import fit, stylize
+    from diffstyler.api import fit, masks, stylize
     from diffstyler.backbones import StableDiffusion
     from diffstyler.fit.data import FitData
     from diffstyler.fit.finetuner import LoRAFinetuner
     from diffstyler.predict.data import PredictData
     from diffstyler.predict.stylizer import Stylizer
 
-__all__ = ["FitData", "LoRAFinetuner", "PredictData", "StableDiffusion", "Stylizer", "fit", "stylize"]
+__all__ = ["FitData", "LoRAFinetuner", "PredictData", "StableDiffusion", "Stylizer", "fit", "masks", "stylize"]
 
 _HOMES = {
     "fit": "api",
+    "masks": "api",
     "stylize": "api",
     "StableDiffusion": "backbones",
     "FitData": "fit.data",
@@ -37,4 +39,5 @@ sys.meta_path.append(MovedModules())
 def __getattr__(name: str) -> object:
     if name not in _HOMES:
         raise AttributeError(f"module 'diffstyler' has no attribute '{name}'")
-    return getattr(importlib.import_module(f"diffstyler.{_HOMES[name]}"), name)
+    with quiet():
+        return getattr(importlib.import_module(f"diffstyler.{_HOMES[name]}"), name)

@@ -1,23 +1,24 @@
-"""fit and stylize for notebooks: one picture each, through the same modules as the command."""
+"""fit, stylize and masks for notebooks: one picture each, through the same modules as the command."""
 
 from __future__ import annotations
 
-import logging
-import warnings
-from collections.abc import Iterator, Sequence
+import tempfile
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
 from pathlib import Path
 
 import lightning
+import torch
 from PIL import Image
+from torchvision.transforms.functional import to_pil_image
 
 from diffstyler.adapters import FittedLoRA
-from diffstyler.chatter import LIBRARY_CHATTER
+from diffstyler.chatter import quiet
 from diffstyler.errors import DiffstylerError
 from diffstyler.fit.data import FitData
 from diffstyler.fit.finetuner import LoRAFinetuner
 from diffstyler.images import load_image, to_image
+from diffstyler.masking import find_masks
 from diffstyler.masking.prompt import with_files_from
 from diffstyler.masking.prompt_parser import parse_mask_prompt
 from diffstyler.predict.data import PredictData
@@ -25,7 +26,12 @@ from diffstyler.predict.stylizer import Stylizer
 from diffstyler.predict.writer import PredictError
 from diffstyler.types import Failed, StyleRegion, Stylized, Triple
 
+Picture = str | Path | Image.Image
 Style = str | Path | FittedLoRA
+#: a mask prompt, or a picture of the content's size: white = stylize
+Mask = str | Image.Image
+#: is called with what is done and all there is to do
+Progress = Callable[[int, int], None]
 Outcomes = Sequence[Future[Stylized | Failed]]
 
 
@@ -36,6 +42,7 @@ def fit(
     steps: int = 200,
     data: FitData | None = None,
     precision: str = "32-true",
+    progress: Progress | None = None,
 ) -> FittedLoRA:
     """Fit a LoRA to one picture, or find it in the library if it is there.
 
@@ -45,37 +52,41 @@ def fit(
         steps: optimizer steps.
         data: how the picture is used (``role``, ``prompt``, ``crops``, ``seed``); its pictures are replaced.
         precision: Lightning's.
+        progress: is told the steps done and all steps, as the bar is.
     """
     finetuner = finetuner if finetuner is not None else LoRAFinetuner()
     data = data if data is not None else FitData(pictures=[Path(picture)])
     data.manifest, data.jobs, data.paths = None, None, [Path(picture)]
-    with _quiet():
+    finetuner.progress.report = progress
+    with quiet():
         trainer = _trainer(max_steps=steps, precision=precision)
         trainer.fit(finetuner, datamodule=data)
     return finetuner.finished[0]
 
 
 def stylize(
-    content: str | Path,
+    content: Picture,
     style: Style | None = None,
     stylizer: Stylizer | None = None,
     *,
-    regions: Sequence[tuple[str, Style] | StyleRegion] = (),
+    regions: Sequence[tuple[Mask, Style] | StyleRegion] = (),
     content_prompt: str = "",
     strength: float = 1.0,
     precision: str = "32-true",
+    progress: Progress | None = None,
 ) -> Image.Image:
     """Bring one picture, or parts of it, into styles: ``stylize(photo, regions=[("the sky", "impasto.jpg")])``.
 
     Args:
         content: the picture.
         style: what :func:`fit` returned, a LoRA file or folder, or a picture whose LoRA is in the library.
-        regions: in place of ``style``, a mask prompt and a style for each part, later ones on top; a
+        regions: in place of ``style``, a mask (a prompt or a picture) and a style for each part, later ones on top; a
             :class:`StyleRegion` where more is to be said.
         stylizer: model and settings; its ``output_dir``, where it has one, gets picture and sidecar too.
         content_prompt: what the picture shows.
         strength: of the styles, 0 … 2; a :class:`StyleRegion` has its own.
         precision: Lightning's.
+        progress: is told the steps done and all steps, as the bar is.
 
     Raises:
         DiffstylerError: both a style and regions, or neither.
@@ -84,12 +95,18 @@ def stylize(
     """
     if (style is None) == (not regions):
         raise DiffstylerError("expected a style, or regions=[(mask prompt, style), …], and not both")
-    parts = tuple(_region(part, strength) for part in (regions or [("everything", style)]))  # type: ignore[list-item]
-    names = "+".join(dict.fromkeys(part.style.stem for part in parts))
-    with _quiet():
+    if style is not None:
+        regions = [("everything", style)]
+    keep = _Keep()
+    with quiet(), tempfile.TemporaryDirectory() as folder:
+        path = _on_disk(content, Path(folder) / "picture.png")
+        parts = tuple(
+            _region(part, strength, Path(folder) / f"mask-{number}.png") for number, part in enumerate(regions)
+        )
+        names = "+".join(dict.fromkeys(part.style.stem for part in parts))
+        triple = Triple(f"{path.stem}-{names}", path, parts, content_prompt=content_prompt)
         stylizer = stylizer if stylizer is not None else Stylizer(output_dir=None)
-        triple = Triple(f"{Path(content).stem}-{names}", Path(content), parts, content_prompt=content_prompt)
-        keep = _Keep()
+        stylizer.progress.report = progress
         trainer = _trainer(precision=precision, callbacks=[keep])
         trainer.predict(stylizer, datamodule=PredictData(triples=[triple]), return_predictions=False)
     for outcome in (future.result() for future in keep.outcomes):
@@ -100,12 +117,49 @@ def stylize(
     return load_image(stylizer.writer.output_dir / f"{triple.id}.png")
 
 
-def _region(part: tuple[str, Style] | StyleRegion, strength: float) -> StyleRegion:
+def masks(content: Picture, prompts: Sequence[str], stylizer: Stylizer | None = None) -> list[Image.Image]:
+    """What mask prompts find in a picture, as pictures of its size: white = in.
+
+    Args:
+        content: the picture.
+        prompts: of all regions; ``background`` is what the others leave.
+        stylizer: whose model, masker and feather find them.
+
+    Raises:
+        DiffstylerError: a prompt is wrong.
+        NothingFoundError: the picture does not show what a prompt asks for.
+    """
+    parsed = [with_files_from(parse_mask_prompt(prompt), Path()) for prompt in prompts]
+    with quiet(), torch.no_grad():
+        stylizer = stylizer if stylizer is not None else Stylizer(output_dir=None)
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if not stylizer.backbone.is_loaded:
+            stylizer.backbone.load()
+        stylizer.backbone.to(device).prepare(device)
+        stylizer.masker.setup(stylizer.backbone)
+        picture = content if isinstance(content, Image.Image) else load_image(Path(content))
+        found = find_masks(
+            stylizer.masker, picture.convert("RGB"), parsed, feather=stylizer.feather * min(picture.size)
+        )
+    return [to_pil_image(mask) for mask in found]
+
+
+def _on_disk(picture: Picture, path: Path) -> Path:
+    """Where a picture lies; one in memory is written to ``path``."""
+    if not isinstance(picture, Image.Image):
+        return Path(picture)
+    picture.save(path)
+    return path
+
+
+def _region(part: tuple[Mask, Style] | StyleRegion, strength: float, path: Path) -> StyleRegion:
+    """``path`` is where the mask goes, if it is a picture."""
     if isinstance(part, StyleRegion):
         return part
     mask, style = part
-    path = style.folder if isinstance(style, FittedLoRA) else Path(style)
-    return StyleRegion(path, mask=str(with_files_from(parse_mask_prompt(mask), Path())), strength=strength)
+    prompt = mask if isinstance(mask, str) else f"file: {_on_disk(mask.convert('L'), path)}"
+    folder = style.folder if isinstance(style, FittedLoRA) else Path(style)
+    return StyleRegion(folder, mask=str(with_files_from(parse_mask_prompt(prompt), Path())), strength=strength)
 
 
 class _Keep(lightning.Callback):
@@ -129,18 +183,3 @@ def _trainer(**options: object) -> lightning.Trainer:
         enable_progress_bar=False,
         **options,  # type: ignore[arg-type]
     )
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Lightning's remarks on choices that are ours, away from the notebook."""
-    logger = logging.getLogger("lightning.pytorch")
-    level = logger.level
-    logger.setLevel(logging.WARNING)
-    with warnings.catch_warnings():
-        for message in LIBRARY_CHATTER:
-            warnings.filterwarnings("ignore", message)
-        try:
-            yield
-        finally:
-            logger.setLevel(level)

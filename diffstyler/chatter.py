@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import atexit
+import logging
 import os
 import secrets
 import shutil
 import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 #: on choices that are ours, as patterns for :func:`warnings.filterwarnings`
@@ -22,7 +26,29 @@ LIBRARY_CHATTER = (
     r"\s*By default only one JsonargparseDeprecationWarning",
 )
 
+#: loggers, and the level from which on they are heard: diffusers' optional backends announce at import what they cannot
+#: do here; `attention` probes for itself
+LOGGERS = {
+    **dict.fromkeys(("xformers", "bitsandbytes", "diffusers", "torchao"), logging.ERROR),
+    **dict.fromkeys(("httpx", "matplotlib", "PIL", "fsspec", "lightning.pytorch", "lightning.fabric"), logging.WARNING),
+}
 _SETTINGS = "diffstyler-ultralytics-"
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without what libraries remark on choices that are ours; afterwards they say again what they would."""
+    levels = {name: logging.getLogger(name).level for name in LOGGERS}
+    with warnings.catch_warnings():
+        for message in LIBRARY_CHATTER:
+            warnings.filterwarnings("ignore", message)
+        try:
+            for name, level in LOGGERS.items():
+                logging.getLogger(name).setLevel(level)
+            yield
+        finally:
+            for name, level in levels.items():
+                logging.getLogger(name).setLevel(level)
 
 
 def redirect_ultralytics() -> None:

@@ -89,12 +89,11 @@ def finetune(
         max_steps=steps,
         precision=precision,
         deterministic=deterministic,
-        logger=False,
         enable_checkpointing=False,
         enable_model_summary=False,
         enable_progress_bar=False,
         callbacks=list(callbacks),
-        **{"accelerator": "cpu", **(flags or {})},
+        **{"accelerator": "cpu", "logger": False, **(flags or {})},
     )
     try:
         trainer.fit(module, datamodule=data)

@@ -1,15 +1,19 @@
 """fit and stylize in a notebook."""
 
+import logging
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL.ImageOps import invert
 from runs import pixels
 
 import diffstyler
+from diffstyler.adapters import LoRALibrary
 from diffstyler.backbones import StableDiffusion
+from diffstyler.chatter import quiet
 from diffstyler.errors import DiffstylerError, RowsError
 from diffstyler.fit.crops import Crops
 from diffstyler.fit.data import FitData
@@ -98,3 +102,53 @@ def test_fit_in_a_notebook_gives_the_lora(studio, tiny_dir, tmp_path):
     entry = diffstyler.fit(studio / "gold.png", finetuner, steps=1, data=data)
     assert entry.identity.name == "gold"
     assert (entry.folder / "pytorch_lora_weights.safetensors").is_file()
+
+
+def test_pictures_and_masks_may_be_in_memory(studio, tiny_dir):
+    def stylizer() -> Stylizer:
+        model = StableDiffusion(str(tiny_dir))
+        return Stylizer(model, lora_dir=studio / "loras", output_dir=None, num_inference_steps=1, feather=0)
+
+    photo, box = load_image(studio / "photo.png"), "box: 0,0,30,64"
+    (mask,) = diffstyler.masks(photo, [box], stylizer())
+    assert (mask.size, mask.getbbox()) == (photo.size, (0, 0, 30, 64))
+    assert pixels(diffstyler.masks(studio / "photo.png", [box, "background"], stylizer())[1]) == pixels(invert(mask))
+    told: list[tuple[int, int]] = []
+    where = [(photo, mask), (studio / "photo.png", box)]
+    made = [
+        diffstyler.stylize(
+            picture,
+            regions=[(part, studio / "gold.png")],
+            stylizer=stylizer(),
+            progress=lambda *steps: told.append(steps),
+        )
+        for picture, part in where
+    ]
+    assert pixels(made[0]) == pixels(made[1]) != pixels(photo)
+    assert told[-1] == (3, 3)  # the content, the style and the picture
+    assert told.count((3, 3)) >= 2
+
+
+def test_what_a_notebook_shows_fits_a_line(studio, tiny_dir, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shown = [
+        LoRALibrary(studio / "loras").entries()[0],
+        StableDiffusion("embedded"),
+        LoRAFinetuner(rank=4),
+        Stylizer(StableDiffusion(revision="main")),
+    ]
+    for thing in shown:
+        text = repr(thing)
+        assert text.startswith(f"{type(thing).__name__}(")
+        assert "\n" not in text
+        assert "object at" not in text
+    assert len(repr(shown[2])) < 100
+    assert "revision='main'" in repr(shown[3])
+
+
+def test_loggers_say_again_what_they_would():
+    logger = logging.getLogger("diffusers")
+    before = logger.level
+    with quiet():
+        assert logger.level == logging.ERROR
+    assert logger.level == before

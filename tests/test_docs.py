@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 from diffstyler.errors import DiffstylerError
@@ -45,3 +46,39 @@ def test_files_and_names_that_documents_speak_of_are_there(document):
             assert hasattr(importlib.import_module(f"diffstyler.{module}"), name), f"{room}{name}"
     for link in re.findall(r"\]\(([\w./-]+)(?:#[\w-]+)?\)", text):
         assert (document.parent / link).exists(), link
+
+
+def test_every_page_is_in_the_site_and_every_name_on_the_api_page_is_there():
+    site = yaml.safe_load((ROOT / "mkdocs.yml").read_text())
+    pages = [page for entry in site["nav"] for page in entry.values()]
+    assert sorted(pages) == [document.name for document in DOCS]
+    named = re.findall(r"^::: ([\w.]+)", (ROOT / "docs/api.md").read_text(), re.MULTILINE)
+    assert len(named) > 5
+    for name in named:
+        module, _, kind = name.rpartition(".")
+        found = (
+            importlib.import_module(name)
+            if name == "diffstyler.api"
+            else getattr(importlib.import_module(module), kind)
+        )
+        assert found.__doc__
+
+
+def test_what_the_workflow_and_the_images_name_is_there():
+    """No container is built here: what they copy and call must exist."""
+    workflow = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())
+    calls = [step["run"] for job in workflow["jobs"].values() for step in job["steps"] if "run" in step]
+    assert calls == [".ci/run", "make docs"]
+    assert (ROOT / ".ci/run").is_file()
+    assert "\ndocs:" in (ROOT / "Makefile").read_text()
+    kept = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    images = sorted((ROOT / "docker").glob("*.Dockerfile"))
+    assert [image.stem for image in images] == ["cpu", "cuda"]
+    for image in images:
+        lines = image.read_text().splitlines()
+        copied = {name for line in lines if line.startswith("COPY ") for name in line.split()[1:-1]}
+        assert copied == kept
+        assert all((ROOT / name).exists() for name in copied)
+        assert f"-f docker/{image.name}" in lines[0]
+        assert lines[-1] == 'ENTRYPOINT ["diffstyler"]'
+        assert any(line.startswith("USER ") for line in lines)

@@ -49,7 +49,7 @@ class LoRAIdentity:
         return f"{re.sub(r'[^A-Za-z0-9_-]+', '_', self.name)[:48]}-{self.key[:12]}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class FittedLoRA:
     """A finished LoRA folder and what its record says.
 
@@ -61,6 +61,9 @@ class FittedLoRA:
     identity: LoRAIdentity
     history: tuple[str, ...] = ()
     steps_taken: int | None = None
+
+    def __repr__(self) -> str:
+        return f"FittedLoRA({str(self.folder)!r}, {self.identity.role} of {self.identity.name!r})"
 
     @property
     def prompt(self) -> str:

@@ -68,6 +68,9 @@ class Backbone(nn.Module, ABC):
         made.options = {k: v for k, v in given.items() if k not in parameters or v != parameters[k].default}
         return made
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self.options.items())})"
+
     @abstractmethod
     def load(self, dtype: torch.dtype = torch.float32) -> Backbone:
         """Read the weights (once; a later call only checks the dtype) and return self."""

@@ -19,7 +19,7 @@ from diffstyler.fit.data import FitData
 from diffstyler.fit.finetuner import LoRAFinetuner
 from diffstyler.masking.prompt import Everything
 from diffstyler.masking.prompt_parser import parse_mask_prompt
-from diffstyler.memory.forecast import EFFICIENCY, FitForecast, PredictForecast, matrix_rate
+from diffstyler.memory.forecast import EFFICIENCY, FitForecast, PredictForecast, matrix_rate, network_rate
 from diffstyler.memory.plan import GIB, plan_fit, plan_predict
 from diffstyler.predict.data import PredictData
 from diffstyler.predict.stylizer import Stylizer
@@ -53,7 +53,7 @@ def check_fit(finetuner: LoRAFinetuner, data: FitData, trainer: lightning.Traine
         yield _attempt("memory", lambda: _fit_memory(finetuner, forecast, device))
         steps = [job.settings.steps for job in finetuner.queue.waiting]
         mean = sum(steps) / len(steps) if steps else trainer.max_steps
-        speed, guess = _speed(device, finetuner.sizing.base_dtype)
+        speed, guess = _speed(finetuner, forecast, device, finetuner.sizing.base_dtype, finetuner.run.batch_size)
         seconds = forecast.flops(1, finetuner.run.batch_size) * mean / speed
         left = f"; {_duration(seconds * len(steps))} for the {len(steps)} that are left" if steps else ""
         yield Finding("time", f"{_pace(seconds, 'LoRA')}{left} ({guess})")
@@ -82,7 +82,7 @@ def check_predict(stylizer: Stylizer, data: PredictData, trainer: lightning.Trai
         yield _attempt("memory", lambda: _predict_memory(stylizer, forecast, device))
         pictures = len(data.triples)
         mean = network_rows(stylizer, data.triples) / pictures
-        speed, guess = _speed(device, stylizer.base_dtype)
+        speed, guess = _speed(stylizer, forecast, device, stylizer.base_dtype, 3)
         seconds = mean * forecast.row_flops / speed
         whole = _duration(seconds * pictures)
         yield Finding("time", f"{mean:.0f} UNet rows a picture: {_pace(seconds, 'picture')}; {whole} in all ({guess})")
@@ -221,10 +221,18 @@ def _ceiling(gib: float | None, device: torch.device) -> float:
     return min(_free(device), math.inf if gib is None else gib * GIB)
 
 
-def _speed(device: torch.device, dtype: torch.dtype) -> tuple[float, str]:
-    """Operations a second that a UNet may reach here, and how that was guessed."""
-    rate, share = matrix_rate(device, dtype), EFFICIENCY.get(device.type, EFFICIENCY["cpu"])
-    return share * rate, f"at {share:.0%} of this device's {rate / 1e12:.2f} TFLOP/s"
+def _speed(
+    model: LoRAFinetuner | Stylizer,
+    forecast: FitForecast | PredictForecast,
+    device: torch.device,
+    dtype: torch.dtype,
+    rows: int,
+) -> tuple[float, str]:
+    """Operations a second that the UNet reaches here, and how that is known: measured on a CPU, where its room is."""
+    if device.type == "cpu" and 2 * forecast.network_bytes < _free(device):
+        return network_rate(model.backbone, forecast, dtype, rows), "measured for two seconds"
+    rate = matrix_rate(device, dtype)
+    return EFFICIENCY * rate, f"a guess: {EFFICIENCY:.0%} of this device's {rate / 1e12:.2f} TFLOP/s"
 
 
 def _pace(seconds: float, what: str) -> str:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from diffstyler.cli import settings
 from diffstyler.cli.messages import telling
 
 
 def fit(arguments: Sequence[str]) -> None:
+    settings.FIT.read(arguments)
     from diffstyler.cli.lightning_cli import FIT, exit_code_of_sigterm
 
     cli = FIT.cli(arguments)
@@ -22,6 +25,7 @@ def fit(arguments: Sequence[str]) -> None:
 
 
 def predict(arguments: Sequence[str]) -> None:
+    settings.PREDICT.read(arguments)
     from diffstyler.cli.lightning_cli import PREDICT, exit_code_of_sigterm
 
     cli = PREDICT.cli(arguments)
@@ -44,9 +48,9 @@ def masks(arguments: Sequence[str]) -> None:
     add_flag(parser)
     parser.add_argument("--mask", type=str, nargs="+", default=[], help="mask prompts of the one picture")
     parser.set_defaults({"backbone": {"class_path": "StableDiffusion"}, "masker": {"class_path": "AttentionMasker"}})
-    settings = parser.instantiate(parser.parse_args(arguments)).as_dict()
-    del settings["config"], settings["trust_config"]
-    print(preview_masks(**settings))
+    chosen = parser.instantiate(parser.parse_args(arguments)).as_dict()
+    del chosen["config"], chosen["trust_config"]
+    print(preview_masks(**chosen))
 
 
 def check(arguments: Sequence[str]) -> None:
@@ -59,18 +63,20 @@ def check(arguments: Sequence[str]) -> None:
     if not arguments or arguments[0] in {"-h", "--help"}:
         return parser.print_help()
 
-    from diffstyler.cli.check import check_fit, check_predict
-    from diffstyler.cli.lightning_cli import FIT, PREDICT, owners
-
     if arguments[0] in {"fit", "predict"}:
         command, arguments = arguments[0], arguments[1:]
     else:
-        named = owners(arguments)
+        named = settings.owners(arguments)
         if len(named) != 1:
             told = "; ".join(f"{', '.join(sorted(keys))} of {name}" for name, keys in named.items())
             told = f"both have settings here ({told})" if named else "no setting here is of one of them alone"
             parser.error(f"fit or predict? {told}. Say `diffstyler check fit …` or `diffstyler check predict …`")
         command = next(iter(named))
+    {"fit": settings.FIT, "predict": settings.PREDICT}[command].read(arguments)
+
+    from diffstyler.cli.check import check_fit, check_predict
+    from diffstyler.cli.lightning_cli import FIT, PREDICT
+
     run, look = {"fit": (FIT, check_fit), "predict": (PREDICT, check_predict)}[command]
     cli = run.cli(arguments)
     print(f"{'ok':8} {'settings':10} of {command}", flush=True)
@@ -82,14 +88,17 @@ def check(arguments: Sequence[str]) -> None:
         raise SystemExit(1)
 
 
+LORA = "its folder or .safetensors file, or its hub id: owner/name, owner/name@revision"
+
+
 def inspect(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser("diffstyler inspect", description="Tell what a LoRA is.")
-    parser.add_argument("lora", type=Path, help="its folder or .safetensors file")
+    parser.add_argument("lora", help=LORA)
     chosen = parser.parse_args(arguments)
 
-    from diffstyler.adapters import inspect_lora
+    from diffstyler.adapters import inspect_lora, lora_at
 
-    print(json.dumps(inspect_lora(chosen.lora), indent=2, ensure_ascii=False))
+    print(json.dumps(inspect_lora(lora_at(chosen.lora)), indent=2, ensure_ascii=False))
 
 
 #: the keys of adapters.kohya.FAMILIES, and of masking.fastsam.WEIGHTS: to import those takes seconds
@@ -99,19 +108,46 @@ FASTSAM_WEIGHTS = ("FastSAM-s.pt", "FastSAM-x.pt")
 
 def export(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser("diffstyler export", description="Write a LoRA for other tools.")
-    parser.add_argument("lora", type=Path, help="its folder or .safetensors file")
+    parser.add_argument("lora", help=LORA)
     parser.add_argument("--format", choices=["kohya"], default="kohya")
     parser.add_argument("--output", type=Path, required=True, help="the .safetensors file to write")
     parser.add_argument("--family", choices=FAMILIES, help="of the model; default: as its weights and metadata say")
     parser.add_argument("--title", help="default: the output's name")
     chosen = parser.parse_args(arguments)
 
-    from diffstyler.adapters import inspect_lora, kohya_family, read_lora, save_kohya
+    from diffstyler.adapters import inspect_lora, kohya_family, lora_at, read_lora, save_kohya
 
-    lora, facts = read_lora(chosen.lora), inspect_lora(chosen.lora)
+    path = lora_at(chosen.lora)
+    lora, facts = read_lora(path), inspect_lora(path)
     family = chosen.family or kohya_family(facts)
     title, prompt = chosen.title or chosen.output.stem, str(facts["prompt"] or "")
     print(save_kohya(chosen.output, lora, family=family, title=title, trigger=prompt))
+
+
+def push(arguments: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser("diffstyler push", description="Upload a LoRA's folder to the Hugging Face Hub.")
+    parser.add_argument("lora", type=Path, help="its folder")
+    parser.add_argument("repo", help="owner/name on the hub; made if it is not there")
+    parser.add_argument("--private", action="store_true", help="a repository that is made is seen by its owner alone")
+    parser.add_argument("--yes", action="store_true", help="do not ask first")
+    chosen = parser.parse_args(arguments)
+
+    from diffstyler.adapters.hub import files_to_push, push_lora
+
+    for file in files_to_push(chosen.lora):
+        print(f"  {file.name}  {file.stat().st_size / 1e6:.2f} MB")
+    seen = "its owner alone" if chosen.private else "everybody"
+    if not chosen.yes and not _agreed(f"Push these files to {chosen.repo}, where {seen} can see them? [y/N] "):
+        print("nothing was pushed", file=sys.stderr)
+        raise SystemExit(1)
+    print(push_lora(chosen.lora, chosen.repo, private=chosen.private))
+
+
+def _agreed(question: str) -> bool:
+    try:
+        return input(question).strip().lower() in {"y", "yes"}
+    except EOFError:  # nobody is there; --yes says it
+        return False
 
 
 def fetch_fastsam(arguments: Sequence[str]) -> None:

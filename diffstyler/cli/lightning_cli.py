@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import logging
 import signal
@@ -12,16 +11,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from pydoc import locate
 
-import yaml
 from lightning import LightningDataModule, LightningModule
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
+from diffstyler.cli import settings
 from diffstyler.cli.messages import telling
+from diffstyler.cli.settings import Words, keys_of, with_presets
 from diffstyler.cli.trust import add_flag, limit_imports
 from diffstyler.errors import DiffstylerError
-from diffstyler.examples import configs_dir
 from diffstyler.fit.data import FitData
 from diffstyler.fit.finetuner import LoRAFinetuner
 from diffstyler.predict.data import PredictData
@@ -37,21 +36,22 @@ class Run:
     """A command that Lightning's Trainer runs.
 
     Args:
+        words: what can be said to it.
         model: its settings are ``model.…``.
         data: its settings are ``data.…``.
-        folders: top-level names for ``model.<name>``, and their defaults.
-        trainer_defaults: of the Trainer, where they differ between commands.
+        trainer_defaults: of the Trainer, where they depend on where it runs.
         refused: settings of the Trainer that the command cannot honor, and why.
-        classes: of the objects that settings are, where none is named.
     """
 
-    name: str
+    words: Words
     model: type[LightningModule]
     data: type[LightningDataModule]
-    folders: Mapping[str, str]
-    trainer_defaults: Callable[[], Mapping[str, object]]
+    trainer_defaults: Callable[[], Mapping[str, object]] = dict
     refused: Mapping[str, str] = field(default_factory=dict)
-    classes: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return self.words.name
 
     def cli(self, arguments: Sequence[str]) -> LightningCLI:
         """Trainer, model and datamodule as the arguments say; exits with code 2 where they cannot be."""
@@ -66,15 +66,13 @@ class Run:
                 return super().init_parser(**kwargs)
 
             def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-                for name, default in run.folders.items():
+                for name, default in run.words.folders.items():
                     parser.add_argument(f"--{name}", type=Path, default=Path(default), help=name)
                     parser.link_arguments(name, f"model.{name}")
-                parser.add_argument(
-                    "--on_error", type=OnError, default="stop", help="what wrong rows mean: stop, or skip them"
-                )
+                parser.add_argument("--on_error", type=OnError, default="stop", help=settings.GENERAL["on_error"])
                 parser.link_arguments("on_error", "data.on_error")
                 add_flag(parser)
-                parser.set_defaults({name: {"class_path": kind} for name, kind in run.classes.items()})
+                parser.set_defaults({name: {"class_path": kind} for name, kind in run.words.classes.items()})
 
             def parse_arguments(self, parser: LightningArgumentParser, args: object) -> None:
                 self.config = parser.parse_args(args)  # type: ignore[arg-type]
@@ -92,26 +90,13 @@ class Run:
                 self.model,
                 self.data,
                 run=False,
-                args=_with_family(*_with_presets(arguments)),
+                args=_with_family(*with_presets(arguments)),
                 save_config_callback=None,
                 seed_everything_default=False,
                 auto_configure_optimizers=False,
                 parser_kwargs={"prog": f"diffstyler {self.name}", "allow_abbrev": False},
-                trainer_defaults={
-                    "accelerator": "auto",
-                    "devices": 1,
-                    "enable_checkpointing": False,
-                    "enable_model_summary": False,
-                    **self.trainer_defaults(),
-                },
+                trainer_defaults={**settings.TRAINER_DEFAULTS, **self.trainer_defaults()},
             )
-
-    @property
-    def settings(self) -> set[str]:
-        """Dotted names of the first two levels, without the Trainer's."""
-        parts = {"model": self.model, "data": self.data}.items()
-        named = {f"{part}.{name}" for part, kind in parts for name in inspect.signature(kind).parameters}
-        return {*self.folders, *named}
 
 
 def _on_slurm() -> dict[str, object]:
@@ -121,46 +106,17 @@ def _on_slurm() -> dict[str, object]:
     return {"plugins": [plugin]} if SLURMEnvironment.detect() else {}
 
 
-FIT = Run(
-    "fit",
-    LoRAFinetuner,
-    FitData,
-    {"lora_dir": "loras"},
-    trainer_defaults=lambda: {"enable_progress_bar": False},  # one bar over all LoRAs in its place
-    classes={"model.backbone": "StableDiffusion"},
-)
+FIT = Run(settings.FIT, LoRAFinetuner, FitData)
 PREDICT = Run(
-    "predict",
+    settings.PREDICT,
     Stylizer,
     PredictData,
-    {"lora_dir": "loras", "output_dir": "stylized"},
     trainer_defaults=_on_slurm,
     refused=dict.fromkeys(
         ("limit_predict_batches", "fast_dev_run"),
         "it makes every row that is not made yet; give it a manifest of fewer rows",
     ),
-    classes={
-        "model.backbone": "StableDiffusion",
-        "model.injection": "CrossLoRAInjection",
-        "model.initial": "FromContentAdaIN",
-        "model.masker": "AttentionMasker",
-        "model.fusion": "FuseLatents",
-    },
 )
-
-
-def owners(arguments: Sequence[str]) -> dict[str, set[str]]:
-    """fit, predict, both or none of them -> the settings among flags and configs that it alone has.
-
-    Raises:
-        DiffstylerError: a config cannot be read.
-    """
-    words, configs = _with_presets(arguments)
-    keys = [word.lstrip("-").partition("=")[0] for word in words if word.startswith("--")]
-    keys += [key for config in configs for key in _keys_of(config)]
-    named = {".".join(key.split(".")[:2]) for key in keys}
-    alone = {"fit": FIT.settings - PREDICT.settings, "predict": PREDICT.settings - FIT.settings}
-    return {name: named & settings for name, settings in alone.items() if named & settings}
 
 
 def _class_paths(settings: object, name: str = "") -> Iterator[tuple[str, str]]:
@@ -175,41 +131,12 @@ def _class_paths(settings: object, name: str = "") -> Iterator[tuple[str, str]]:
             yield from _class_paths(inner, name)
 
 
-def _keys_of(config: str) -> Iterator[str]:
-    try:
-        text = config if config.lstrip().startswith("{") else Path(config).read_text(encoding="utf-8")
-        settings = yaml.safe_load(text) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise DiffstylerError(f"--config {config}: expected a YAML file, got: {error}") from error
-    if not isinstance(settings, dict):
-        raise DiffstylerError(f"--config {config}: expected settings by name, got a {type(settings).__name__}")
-    for key, value in settings.items():
-        yield from [f"{key}.{inner}" for inner in value] if isinstance(value, dict) else [str(key)]
-
-
-def _with_presets(arguments: Iterable[str]) -> tuple[list[str], list[str]]:
-    """The words with each ``configs/<name>.yaml`` that is not here as the one of the package, and all configs."""
-    words, configs, before = [], [], ""
-    for word in arguments:
-        flag, equals, value = word.partition("=")
-        if before in {"-c", "--config"}:
-            configs.append(_preset(word))
-            words.append(configs[-1])
-        elif flag in {"-c", "--config"} and equals:
-            configs.append(_preset(value))
-            words.append(f"{flag}={configs[-1]}")
-        else:
-            words.append(word)
-        before = word
-    return words, configs
-
-
 def _with_family(words: list[str], configs: Iterable[str]) -> list[str]:
     """With the class of the model's folder, where a model is named without one."""
     flags = {word.partition("=")[0]: word for word in words if word.startswith("--model.backbone")}
     if "--model.backbone" in flags or "--model.backbone.model" not in flags:
         return words
-    if any(key == "model.backbone" for config in configs for key in _keys_of(config)):
+    if any(key == "model.backbone" for config in configs for key in keys_of(config)):
         return words
     flag = flags["--model.backbone.model"]
     model = flag.partition("=")[2] or next(iter(words[words.index(flag) + 1 :]), "")
@@ -217,12 +144,6 @@ def _with_family(words: list[str], configs: Iterable[str]) -> list[str]:
     kind = json.loads(index.read_text(encoding="utf-8")).get("_class_name", "") if index.is_file() else ""
     family = kind.removesuffix("Pipeline")
     return ["--model.backbone", family, *words] if family in FAMILIES else words
-
-
-def _preset(path: str) -> str:
-    shipped = configs_dir() / Path(path).name
-    is_ours = Path(path) == Path("configs") / shipped.name and not Path(path).is_file() and shipped.is_file()
-    return str(shipped) if is_ours else path
 
 
 @contextmanager

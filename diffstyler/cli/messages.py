@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Iterable
 from typing import NoReturn
 
-from diffstyler.chatter import LIBRARY_CHATTER, redirect_ultralytics
+from diffstyler.chatter import LIBRARY_CHATTER, LOGGERS, redirect_ultralytics
 from diffstyler.errors import did_you_mean
 
 #: whose classes settings may name, unless they are trusted: those of packages that do nothing else
@@ -83,13 +83,12 @@ def is_surprising(error: Exception) -> bool:
 
 
 def quiet_libraries() -> None:
-    """diffusers' optional backends announce at import what they cannot do here; `attention` probes for itself."""
-    for name in ("xformers", "bitsandbytes", "diffusers", "torchao"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    """For as long as the command runs."""
+    for name, level in LOGGERS.items():
+        if not name.startswith("lightning"):  # importing it sets the level
+            logging.getLogger(name).setLevel(level)
     logging.basicConfig(format="%(message)s", level=logging.INFO)
     for message in LIBRARY_CHATTER:
         warnings.filterwarnings("ignore", message)
-    for name in ("httpx", "matplotlib", "PIL", "fsspec"):
-        logging.getLogger(name).setLevel(logging.WARNING)
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # transformers' too
     redirect_ultralytics()  # any class path of a command line may import it

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,7 +23,12 @@ class Clean:
 
 @torch.no_grad()
 def invert(
-    denoiser: Denoiser, pictures: Sequence[Clean], schedule: Schedule, *, refinements: int = 0
+    denoiser: Denoiser,
+    pictures: Sequence[Clean],
+    schedule: Schedule,
+    *,
+    refinements: int = 0,
+    on_step: Callable[[int], None] = lambda pictures: None,
 ) -> list[Trajectory]:
     """DDIM inversion without guidance, all pictures in the same calls.
 
@@ -32,6 +37,7 @@ def invert(
         pictures: of equal latent size.
         schedule: the grid to walk up.
         refinements: fixed-point steps in which ε is evaluated again on the new z_t (0 … about 5).
+        on_step: is told after each step how many pictures took it.
     """
 
     def noise_pred(latents: torch.Tensor, timestep: int, level: NoiseLevel) -> torch.Tensor:
@@ -46,5 +52,6 @@ def invert(
             z_up = ddim_step(z, noise_pred(z_up, step.timestep, level), step.level_to, step.level)
             level = step.level
         path.append(z_up)
+        on_step(len(pictures))
     ways = torch.stack(path[::-1], dim=1)
     return [Trajectory(schedule.timesteps, way) for way in ways]

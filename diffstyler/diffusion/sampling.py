@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -103,6 +103,8 @@ def denoise(
     source_prompt: PromptEmbeds,
     fusion: Fusion | None = None,
     solver: Solver | None = None,
+    *,
+    on_step: Callable[[int], None] = lambda pictures: None,
 ) -> list[torch.Tensor]:
     """Mask-wise DDIM denoising with cross-LoRA injection (the method) -> x_0 of each picture, (C, h, w).
 
@@ -113,6 +115,7 @@ def denoise(
         source_prompt: one row, the conditioning of the source rows ("").
         fusion: how the regions and the content become one picture; by default latents are blended.
         solver: how the grid is walked down; by default DDIM.
+        on_step: is told after each step how many pictures took it.
     """
     fusion = fusion if fusion is not None else FuseLatents()
     solver = solver if solver is not None else DDIM()
@@ -138,6 +141,7 @@ def denoise(
                     guided[n], before[i, n] = solver(step, x[i], noise_pred, before.get((i, n)))
                 weights = shares([canvas.regions[n].mask for n in sorted(guided)])
                 x[i] = fusion(step, x[i], contents[i], [guided[n] for n in sorted(guided)], weights)
+            on_step(len(canvases))
     return x
 
 

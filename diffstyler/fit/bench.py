@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
 import torch
 from PIL import Image
 from torch.nn import functional
@@ -26,7 +27,7 @@ from diffstyler.fit.job_queue import JobQueue
 from diffstyler.fit.jobs import FitJob, FitSettings
 from diffstyler.fit.lora_card import write_lora_card
 from diffstyler.fit.losses import Noised
-from diffstyler.fit.preview import draw_previews
+from diffstyler.fit.preview import PREVIEW_STEPS, draw_previews
 from diffstyler.fit.slot import RETRY_FACTOR, Draw, LossScale, NonFiniteLossError, Slot, clip_, open_slot
 from diffstyler.images import load_image
 from diffstyler.masking import find_masks
@@ -105,6 +106,7 @@ class FitBench:
         exact: a LoRA does not depend on its neighbors, to the last bit on a CPU.
         checkpoint_every: steps between saved states.
         preview_steps: as of the finetuner.
+        preview_every: as of the finetuner.
         look_every: steps between two looks at the losses, for which the device must be waited for. A LoRA that is not
             finite any more is found then; no other feels it.
     """
@@ -123,6 +125,7 @@ class FitBench:
         exact: bool = False,
         checkpoint_every: int = 50,
         preview_steps: int | None = None,
+        preview_every: int | None = None,
         look_every: int = 1,
     ) -> None:
         self.backbone = backbone
@@ -137,6 +140,7 @@ class FitBench:
         self.deterministic = exact
         self.checkpoint_every = checkpoint_every
         self.preview_steps = preview_steps
+        self.preview_every = preview_every
         self.look_every = look_every
         self.slots: list[Slot | None] = [None] * pack.slots
         self._rows: SlotRows | None = None
@@ -228,10 +232,12 @@ class FitBench:
         for slot in self.busy:
             slot.step += 1
         saving = [slot for slot in self.busy if not slot.done and slot.step % self.checkpoint_every == 0]
+        drawing = [slot for slot in self.busy if not slot.done and self._is_drawn_now(slot)]
         wait = scaled or len(self._unseen) >= self.look_every
-        if wait or saving or any(slot.done or slot.due for slot in self.busy):
+        if wait or saving or drawing or any(slot.done or slot.due for slot in self.busy):
             self._look_at_losses()
             self._look_at_held_out()
+            self._draw([slot for slot in drawing if self.slots[slot.index] is slot])
             for slot in saving:
                 if self.slots[slot.index] is slot and not slot.done:  # not given up, or started again
                     self._save(slot)
@@ -302,12 +308,6 @@ class FitBench:
         """Of all LoRAs that are not known to be done."""
         waiting = sum(job.settings.steps for job in self.queue.waiting)
         return waiting + sum(slot.job.settings.steps - slot.step for slot in self.busy)
-
-    @property
-    def loss(self) -> float | None:
-        """Mean over the LoRAs under way of their latest loss."""
-        latest = [slot.losses[-1] for slot in self.busy if slot.losses]
-        return sum(latest) / len(latest) if latest else None
 
     # ---- rows
 
@@ -452,18 +452,28 @@ class FitBench:
             if slot.stopped:
                 log.info("%s stops early, after step %d of %d", slot.name, slot.step, slot.job.settings.steps)
         if self.team.rank == 0 and slots:
-            for slot, preview in zip(slots, self._previews(slots), strict=True):
+            for slot, preview in zip(slots, self._previews(slots, self.preview_steps), strict=True):
                 self._publish(slot, preview)
         for slot in slots:
             self._release(slot)
 
-    def _previews(self, slots: Sequence[Slot]) -> list[Image.Image | None]:
+    def _is_drawn_now(self, slot: Slot) -> bool:
+        return self.preview_every is not None and slot.step % self.preview_every == 0 and self.team.rank == 0
+
+    def _draw(self, slots: Sequence[Slot]) -> None:
+        """What LoRAs under way draw by now."""
+        for slot, preview in zip(slots, self._previews(slots, self.preview_steps or PREVIEW_STEPS), strict=True):
+            assert preview is not None
+            slot.previews[slot.step] = torch.from_numpy(np.array(preview))
+            self.watcher.on_preview(slot, preview)
+
+    def _previews(self, slots: Sequence[Slot], num_inference_steps: int | None) -> list[Image.Image | None]:
         with encoders_on(self.pack.flat.device, self.backbone, self.run):
             return draw_previews(
                 self.backbone,
                 self.pack,
                 slots,
-                self.preview_steps,
+                num_inference_steps,
                 encode_under_lora=bool(self.run.text_encoder_targets),
                 exact=self.deterministic,
             )
@@ -477,7 +487,8 @@ class FitBench:
             parts = by_part(modules) if settings.text_encoder_targets else {NETWORK: modules}
             configs = {part: settings.config if part == NETWORK else settings.text_config for part in parts}
             save_lora(folder, parts, configs, prediction_type=self.backbone.prediction.name)
-            write_lora_card(folder, slot.job, slot.losses, preview)
+            model = str(self.backbone.options.get("model", ""))
+            write_lora_card(folder, slot.job, slot.losses, preview, slot.previews, base_model=model)
 
         self._writing.append(self._writer.submit(self.queue.publish, slot.job, write, slot.history, slot.step))
         if preview is not None:

@@ -129,6 +129,8 @@ class LoRAFinetuner(lightning.LightningModule):
         masker: finds the part of a picture that is to be learned, where one is asked for.
         preview_steps: DDIM steps, without guidance, of the picture drawn from the prompt when a LoRA is done; 0 = no
             preview; None = 8, and no preview of a LoRA of fewer than 50 steps.
+        preview_every: steps between pictures drawn on the way, for the logger and, side by side, for
+            ``previews.png`` in the LoRA's folder; None = none.
     """
 
     def __init__(
@@ -152,16 +154,20 @@ class LoRAFinetuner(lightning.LightningModule):
         checkpoint_every: int = 50,
         masker: Masker | None = None,
         preview_steps: int | None = None,
+        preview_every: int | None = None,
     ) -> None:
         super().__init__()
-        for name, value in {"rank": rank, "batch_size": batch_size, "checkpoint_every": checkpoint_every}.items():
-            if value < 1:
+        counts = {"rank": rank, "batch_size": batch_size, "checkpoint_every": checkpoint_every}
+        for name, value in {**counts, "preview_every": preview_every}.items():
+            if value is not None and value < 1:
                 raise DiffstylerError(f"model.{name}: expected at least 1, got {value}")
+        if preview_every is not None and preview_steps == 0:
+            raise DiffstylerError("model.preview_every: model.preview_steps 0 draws no pictures; set one of them")
         if gradient_clip is not None and not 0 < gradient_clip < math.inf:
             raise DiffstylerError(f"model.gradient_clip: expected a number above 0, or null, got {gradient_clip}")
         self.automatic_optimization = False  # each LoRA has an optimizer of its own
         self.backbone = backbone if backbone is not None else StableDiffusion()
-        self.library = LoRALibrary(lora_dir)
+        self.library = LoRALibrary(Path(lora_dir))  # notebooks give text
         self.run = FitSettings(
             batch_size=batch_size,
             rank=rank,
@@ -181,6 +187,7 @@ class LoRAFinetuner(lightning.LightningModule):
         self.most_slots: float = math.inf
         self.checkpoint_every = checkpoint_every
         self.preview_steps = preview_steps
+        self.preview_every = preview_every
         # DistributedDataParallel refuses a module without trainable parameters; LoRAs are jobs, not shared parameters
         self.anchor = torch.nn.Parameter(torch.zeros(1))
         self.queue = JobQueue(self.library, [])
@@ -324,6 +331,7 @@ class LoRAFinetuner(lightning.LightningModule):
             exact=torch.are_deterministic_algorithms_enabled(),
             checkpoint_every=self.checkpoint_every,
             preview_steps=self.preview_steps,
+            preview_every=self.preview_every,
             look_every=LOOK_EVERY if self.device.type == "cuda" else 1,
         )
         if self.compile_network is True:  # after the adapters' hooks are there: later ones would not be seen
@@ -340,6 +348,9 @@ class LoRAFinetuner(lightning.LightningModule):
         return Sizing(self.backbone, self.run, jobs, precision, size, ranks, together, self.most_slots)
 
     # ---- what people see
+
+    def __repr__(self) -> str:
+        return f"LoRAFinetuner({self.backbone!r}, rank={self.run.rank}, lora_dir={str(self.library.lora_dir)!r})"
 
     @property
     def finished(self) -> list[FittedLoRA]:

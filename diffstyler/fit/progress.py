@@ -1,12 +1,13 @@
-"""What is seen of a fit: one bar (LoRAs done, adapter-steps, how many a second, loss, time left), and TensorBoard."""
+"""What is seen of a fit: one bar (LoRAs done, adapter-steps, how many a second, loss, time left), and any loggers."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import lightning
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from PIL import Image
 from rich.progress import (
@@ -19,7 +20,6 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.text import Text
-from torch.utils.tensorboard import SummaryWriter
 
 from diffstyler.fit.bench import FitBench
 from diffstyler.fit.job_queue import JobQueue
@@ -49,30 +49,41 @@ class FitProgress(lightning.Callback):
     """Shows the steps of all LoRAs of the run, whichever process takes them, with the time left."""
 
     def __init__(self) -> None:
+        #: is told the steps done and all steps, besides the bar
+        self.report: Callable[[int, int], None] | None = None
         self.progress: Progress | None = None
         self.task = TaskID(0)
         self._noticed = 0.0
         self._fit: Any = None
+        self._losses: dict[int, float] = {}  # the latest of each slot
 
     def on_fit_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         self._fit = pl_module
+        self._losses = {}
+        settings = {**pl_module.run.record(), "pack_size": trainer.datamodule.pack_size}  # type: ignore[attr-defined]
+        for logger in trainer.loggers:
+            logger.log_hyperparams({**settings, "pictures": len(pl_module.queue.jobs)})
 
     def on_loss(self, slot: Slot, step: int, loss: float) -> None:
-        if writer := self._tensorboard():
-            writer.add_scalar(f"loss/{slot.name}", loss, step)
+        self._losses[slot.index] = loss
+        told = {f"loss/{slot.name}": loss}
+        if step == slot.step:
+            told[f"learning_rate/{slot.name}"] = slot.learning_rate
+        for logger in self._fit.loggers:
+            logger.log_metrics(told, step)
 
     def on_preview(self, slot: Slot, preview: Image.Image) -> None:
-        if writer := self._tensorboard():
-            writer.add_image(f"preview/{slot.name}", to_tensor(preview) / 2 + 0.5, slot.step)
+        name = f"preview/{slot.name}"
+        for logger in self._fit.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_image(name, to_tensor(preview) / 2 + 0.5, slot.step)
+            elif isinstance(logger, WandbLogger):
+                logger.log_image(name, [preview], slot.step)
 
     def on_wait(self) -> None:
         self.show(self._fit)
         if self._fit.trainer.received_sigterm:
             raise SIGTERMException
-
-    def _tensorboard(self) -> SummaryWriter | None:
-        logger = self._fit.logger
-        return logger.experiment if isinstance(logger, TensorBoardLogger) else None
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         if pl_module.bench is None or not trainer.is_global_zero:
@@ -82,13 +93,13 @@ class FitProgress(lightning.Callback):
             BarColumn(bar_width=12),
             TextColumn("{task.completed:.0f}/{task.total:.0f}"),
             Speed(),
-            TextColumn("loss {task.fields[loss]:.3f}"),
+            TextColumn("{task.fields[loss]}"),
             TextColumn("left"),
             TimeRemainingColumn(elapsed_when_finished=False),
         )
         self.progress.start()
         total = sum(job.settings.steps for job in pl_module.queue.jobs.values())
-        self.task = self.progress.add_task("LoRAs", total=total, loss=float("nan"))
+        self.task = self.progress.add_task("LoRAs", total=total, loss="")
         self.show(pl_module)
 
     def on_train_batch_end(
@@ -105,9 +116,12 @@ class FitProgress(lightning.Callback):
             self._noticed = time.monotonic()
         total = sum(job.settings.steps for job in fit.queue.jobs.values())
         title = f"LoRAs {len(fit.queue.finished)}/{len(fit.queue.jobs)}"
-        self.progress.update(self.task, completed=total - fit.bench.steps_left, description=title)
-        if fit.bench.loss is not None:
-            self.progress.update(self.task, loss=fit.bench.loss)
+        done = total - fit.bench.steps_left
+        self.progress.update(self.task, completed=done, description=title)
+        if self.report is not None:
+            self.report(done, total)
+        if self._losses:
+            self.progress.update(self.task, loss=f"loss {sum(self._losses.values()) / len(self._losses):.3f}")
 
     def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         self._stop()

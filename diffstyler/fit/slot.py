@@ -102,10 +102,16 @@ class Slot:
     step: int = 0
     losses: list[float] = field(default_factory=list)
     held_out: list[float] = field(default_factory=list)  # losses on held-out noise, where it may stop early
+    previews: dict[int, torch.Tensor] = field(default_factory=dict)  # by step (H, W, 3) uint8, where they are drawn
 
     @property
     def name(self) -> str:
         return self.job.identity.name
+
+    @property
+    def learning_rate(self) -> float:
+        """Of its next step."""
+        return self.optimizer.param_groups[0]["lr"]
 
     @property
     def done(self) -> bool:
@@ -178,6 +184,7 @@ class Slot:
             "losses": self.losses,
             "held_out": self.held_out,
             "history": self.history,
+            "previews": self.previews,
         }
         torch.save(state, buffer)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -200,6 +207,7 @@ class Slot:
         if state["weights"].shape != self.weights.shape:
             raise DiffstylerError("it was saved in a pack of another rank")
         told = {name: state[name] for name in ("step", "losses", "held_out", "history")}
+        told["previews"] = state.get("previews", {})  # older ones have none
         value, good_steps = state["loss_scale"]
         for saved, own in zip(state["optimizer"]["param_groups"], self.optimizer.param_groups, strict=True):
             saved.update({name: own[name] for name in ("fused", "foreach") if name in own})  # as the device wants it

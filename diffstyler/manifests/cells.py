@@ -12,6 +12,7 @@ from typing import Annotated, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo
 from pydantic_core import ErrorDetails, PydanticCustomError
 
+from diffstyler.adapters.hub import fetch_lora, is_hub_id
 from diffstyler.checks import MAX_SEED, in_our_words, shown
 from diffstyler.errors import DiffstylerError, check_placeholders
 from diffstyler.manifests.table import Row, Table, unknown
@@ -121,7 +122,12 @@ def _integer(value: object) -> object:
 
 
 def _there(value: object, info: ValidationInfo) -> Path:
-    return info.context.find(plain_text(value))[0]  # type: ignore[union-attr]
+    """A LoRA or picture; what is not here may be a LoRA's hub id."""
+    written, folder = plain_text(value), info.context
+    first = written.partition("/")[0]
+    if is_hub_id(written) and not (folder.path / written).exists() and not (folder.path / first).exists():  # type: ignore[union-attr]
+        return fetch_lora(written)
+    return folder.find(written)[0]  # type: ignore[union-attr]
 
 
 def _file(value: object, info: ValidationInfo) -> Path:

@@ -8,10 +8,12 @@ The UNet and the autoencoder run on tensors without data; every tensor that woul
 
 from __future__ import annotations
 
+import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from statistics import median
 from typing import Any
 from unittest import mock
 
@@ -38,8 +40,8 @@ MARGIN = 1.2
 STATES = 4 * 4
 #: bits of a quantized weight, its scales included
 QUANTIZED_BITS = {"nf4": 4.5, "int8": 8.1}
-#: of the rate of a plain matrix product that a UNet reaches, by device: 0.26 of an H200, 0.1 … 0.24 of a CPU
-EFFICIENCY = {"cuda": 0.25, "cpu": 0.2}
+#: of the rate of a plain matrix product that a UNet reaches: 0.26 of an H200
+EFFICIENCY = 0.25
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,7 @@ class FitForecast:
         training: of a forward and backward with a LoRA for every row.
         checkpointed: the same with gradient checkpointing.
         lora_parameters: of one LoRA.
+        latents: the shape of one picture's (C, h, w).
     """
 
     network_bytes: float
@@ -70,6 +73,7 @@ class FitForecast:
     training: Growth
     checkpointed: Growth
     lora_parameters: int
+    latents: tuple[int, ...]
 
     def bytes(self, slots: int, batch_size: int, *, checkpointing: bool) -> float:
         """At the peak of a step of ``slots`` LoRAs; the encoders are off the device by then."""
@@ -91,6 +95,7 @@ class PredictForecast:
         forward: of a forward of the UNet.
         decode_bytes: of decoding one picture.
         lora_parameters: of one LoRA.
+        latents: the shape of one picture's (C, h, w).
     """
 
     network_bytes: float
@@ -100,6 +105,7 @@ class PredictForecast:
     forward: Growth
     decode_bytes: float
     lora_parameters: int
+    latents: tuple[int, ...]
 
     def bytes(self, rows: int, styles: int, *, offload: bool = False, tiling: bool = False) -> float:
         """At the peak of a picture with so many rows in a UNet call, or of its decoding."""
@@ -132,6 +138,7 @@ def forecast_fit(backbone: Backbone, size: Size, dtype: torch.dtype, lora: LoraC
             training,
             checkpointed,
             _lora_parameters(outline, lora),
+            latents,
         )
 
 
@@ -148,6 +155,7 @@ def forecast_predict(backbone: Backbone, size: Size, dtype: torch.dtype, lora: L
             _growth(lambda rows: _forward_bytes(outline, rows, latents)),
             _decode_bytes(outline, latents),
             _lora_parameters(outline, lora),
+            latents,
         )
 
 
@@ -188,6 +196,33 @@ def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
     a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
     timer = Timer("torch.mm(a, b)", globals={"torch": torch, "a": a, "b": b}, num_threads=torch.get_num_threads())
     return 2 * n**3 / min(timer.timeit(4).mean for _ in range(10))
+
+
+def network_rate(
+    backbone: Backbone, forecast: FitForecast | PredictForecast, dtype: torch.dtype, rows: int, seconds: float = 2.0
+) -> float:
+    """What the network reaches on this CPU, in operations a second: its forwards are timed, without its weights.
+
+    Args:
+        backbone: its configurations are read.
+        forecast: of it.
+        dtype: of the weights.
+        rows: of each forward.
+        seconds: for how long; at least one forward after the first.
+    """
+    assert isinstance(backbone, LatentDiffusion), "there is a forecast of it"
+    with torch.device("meta"):
+        outline = backbone.outline(dtype)
+    network = outline.network.to_empty(device="cpu")
+    for tensor in (*network.parameters(), *network.buffers()):
+        tensor.fill_(1e-3)
+    times: list[float] = []
+    with torch.no_grad():
+        while len(times) < 2 or sum(times) < seconds:
+            started = time.perf_counter()
+            _predict(outline, rows, forecast.latents)
+            times.append(time.perf_counter() - started)
+    return rows * forecast.row_flops / median(times[1:])
 
 
 class AliveBytes(TorchDispatchMode):

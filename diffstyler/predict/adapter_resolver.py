@@ -74,6 +74,7 @@ def resolve_adapters(
     content_lora: ContentLoRA = "found",
     allow_partial: bool = False,
     needs_style: bool = False,
+    lora: str | None = None,
     fit_options: Sequence[str] = (),
     sha256_of: Callable[[Path], str] | None = None,
 ) -> ResolvedAdapters:
@@ -86,6 +87,7 @@ def resolve_adapters(
         content_lora: as of the stylizer.
         allow_partial: keys that no dialect knows are left out.
         needs_style: every style needs its picture, though its LoRA be named by a file.
+        lora: which one of a picture that has several, as of the stylizer.
         fit_options: what the fit that makes the missing ones is to be told, see :func:`fit_options_of`.
         sha256_of: reads a picture; DiffstylerError where it cannot be.
     """
@@ -109,7 +111,9 @@ def resolve_adapters(
             )
         sha256 = sha256_of(picture) if picture is not None else ""
         is_named = is_picture(region.style)
-        path = _the_one(fitted, "style", region.style, sha256, region.style_mask) if is_named else region.style
+        path = region.style
+        if is_named:
+            path = _the_one(fitted, "style", path, sha256, region.style_mask, lora=lora)
         if path is None:
             return None
         adapter, outlines[adapter.path] = read(path)
@@ -138,9 +142,9 @@ def resolve_adapters(
         except ImageError:
             continue  # whoever makes the picture tells it
         try:
-            lora = _the_one(fitted, "content", path, sha256)
-            if lora is not None:
-                contents[sha256], outlines[contents[sha256].path] = read(lora)
+            folder = _the_one(fitted, "content", path, sha256, lora=lora)
+            if folder is not None:
+                contents[sha256], outlines[contents[sha256].path] = read(folder)
             elif content_lora == "required":
                 missing["content", path], faults[path] = origin, ""
         except (DiffstylerError, OSError) as error:
@@ -183,14 +187,21 @@ def _the_one(
     picture: Path,
     sha256: str,
     mask: str = "everything",
+    *,
+    lora: str | None,
 ) -> Path | None:
     """The folder of a picture's LoRA."""
     found = fitted.get((role, sha256, mask), ())
+    if len(found) > 1 and lora == "newest":
+        found = [max(found, key=lambda entry: (entry.folder / RECORD_NAME).stat().st_mtime_ns)]
+    elif len(found) > 1 and lora is not None:
+        found = [entry for entry in found if entry.identity.key.startswith(lora)] or found
     if len(found) > 1:
         names = ", ".join(str(entry.folder) for entry in found)
+        ids = " or ".join(entry.identity.key[:12] for entry in found)
         raise DiffstylerError(
-            f"{picture} has {len(found)} {role} LoRAs of different settings: {names}; name one of these folders in "
-            "the manifest's style column, or use another lora_dir"
+            f"{picture} has {len(found)} {role} LoRAs of different settings: {names}; set model.lora to newest, or to "
+            f"an id ({ids}), or name one of these folders in the manifest's style column"
         )
     return found[0].folder if found else None
 

@@ -19,6 +19,7 @@ class PredictData(lightning.LightningDataModule):
 
     Args:
         manifest: CSV, JSON Lines or Parquet, see the README for its columns.
+        triples: rows, in place of a manifest.
         batch_size: pictures made together; "auto" = on a GPU as many as fill it, else one.
         on_error: what wrong rows mean: "stop" = all are told and nothing is made, "skip" = the others are made, and
             the wrong ones told at the end.

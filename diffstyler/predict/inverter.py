@@ -66,6 +66,7 @@ class Inverter:
         cache: of what was inverted before.
         refinements: fixed-point refinements of each step.
         settings: what else the trajectories depend on, as plain values.
+        on_step: is told after each step how many pictures took it.
     """
 
     def __init__(
@@ -76,11 +77,13 @@ class Inverter:
         *,
         refinements: int,
         settings: Mapping[str, str | int | None],
+        on_step: Callable[[int], None] = lambda pictures: None,
     ) -> None:
         self.backbone = backbone
         self.adapters = adapters
         self.cache = cache
         self.refinements = refinements
+        self.on_step = on_step
         self.settings = {"model": backbone.fingerprint(), "refinements": refinements, **settings}
 
     def __call__(self, denoiser: Denoiser, pictures: Sequence[ToInvert], device: torch.device) -> list[Trajectory]:
@@ -116,7 +119,7 @@ class Inverter:
             for picture in pictures
         ]
         schedule = self.backbone.sampling_schedule(pictures[0].steps)
-        return invert(denoiser, clean, schedule, refinements=self.refinements)
+        return invert(denoiser, clean, schedule, refinements=self.refinements, on_step=self.on_step)
 
     def _key(self, picture: ToInvert) -> Key:
         return {

@@ -42,6 +42,7 @@ def check_rows(
     content_lora: ContentLoRA,
     allow_partial: bool,
     needs_style: bool,
+    lora: str | None = None,
     fit_options: Sequence[str],
     on_error: OnError,
     wrong: Sequence[RowProblem] = (),
@@ -64,6 +65,7 @@ def check_rows(
         content_lora=content_lora,
         allow_partial=allow_partial,
         needs_style=needs_style,
+        lora=lora,
         fit_options=fit_options,
         sha256_of=pictures.sha256,
     )

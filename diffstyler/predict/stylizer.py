@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 import time
 from collections.abc import Callable, Iterable, Sequence, Sized
 from concurrent.futures import Future
@@ -46,6 +47,7 @@ from diffstyler.predict.adapter_resolver import (
 from diffstyler.predict.canvas import Strategies, compose, starting_regions
 from diffstyler.predict.inverter import Inverter, ToInvert, TrajectoryCache, style_to_invert
 from diffstyler.predict.picture_job import PictureJob, RegionJob
+from diffstyler.predict.progress import PredictProgress
 from diffstyler.predict.row_check import check_rows
 from diffstyler.predict.sidecar import finish
 from diffstyler.predict.writer import StylizationWriter
@@ -104,7 +106,8 @@ class Stylizer(lightning.LightningModule):
     Args:
         backbone: the frozen model.
         lora_dir: the library that style (and content) pictures are looked up in.
-        output_dir: where pictures and sidecars go; what lies there already is not made again. None = write nothing.
+        output_dir: where pictures and sidecars go; what lies there already is not made again, and what was made of the
+            same id with other settings is kept as ``<id>@<key>.png``. None = write nothing.
         cache_dir: where inverted contents are kept for later pictures; None = nowhere.
         cache_size: GiB that cache_dir may take; what was used longest ago goes first.
         num_inference_steps: N, the steps of the sampling grid.
@@ -121,6 +124,8 @@ class Stylizer(lightning.LightningModule):
         initial: where the denoising starts; by default from the content's z_T with the style's channel statistics.
         content_lora: whether inversion and source row run under the content picture's own LoRA: "found" where the
             library has one, "required" always, "off" never (under the base model).
+        lora: which LoRA acts where a picture has several: "newest", or the one whose id (the end of its folder's name)
+            begins so; None = an error that names them.
         masker: finds what mask prompts name; by default the base model's own attention.
         on_partial_lora: what a LoRA means that matches the model in part, or has keys that no tool's dialect knows: an
             "error", or, with "warn", what matches acts and the rest is left out.
@@ -158,6 +163,7 @@ class Stylizer(lightning.LightningModule):
         injection: Injection | None = None,
         initial: InitialLatents | None = None,
         content_lora: ContentLoRA = "found",
+        lora: str | None = None,
         on_partial_lora: Literal["error", "warn"] = "error",
         masker: Masker | None = None,
         on_empty_mask: Literal["error", "skip", "whole"] = "error",
@@ -184,12 +190,18 @@ class Stylizer(lightning.LightningModule):
             raise DiffstylerError(f"model.rows_per_call: expected at least 2, got {rows_per_call}")
         check_placeholders(prompt, ("lora_prompt", "content_prompt"), "model.prompt: ")
         check_placeholders(negative_prompt, (), "model.negative_prompt: ")
+        if lora is not None and lora != "newest" and not re.fullmatch("[0-9a-f]{4,64}", lora):
+            raise DiffstylerError(
+                f"model.lora: expected 'newest' or 4 digits (0-9, a-f) or more of an id, got '{lora}'"
+            )
         if not 0 <= feather <= 0.5:
             raise DiffstylerError(f"model.feather: expected a fraction of the short side in 0 … 0.5, got {feather}")
         self.backbone = backbone if backbone is not None else StableDiffusion()
-        self.library = LoRALibrary(lora_dir)
-        self.writer = StylizationWriter(output_dir) if output_dir is not None else None
-        self.trajectories = TrajectoryCache(cache_dir, most_bytes=cache_size * GIB)
+        self.library = LoRALibrary(Path(lora_dir))  # notebooks give text
+        self.writer = StylizationWriter(Path(output_dir)) if output_dir is not None else None
+        self.trajectories = TrajectoryCache(
+            Path(cache_dir) if cache_dir is not None else None, most_bytes=cache_size * GIB
+        )
         self.num_inference_steps = num_inference_steps
         self.inversion_steps = inversion_steps or num_inference_steps
         self.inversion_refinements = inversion_refinements
@@ -201,6 +213,7 @@ class Stylizer(lightning.LightningModule):
         self.injection = injection if injection is not None else CrossLoRAInjection()
         self.initial = initial if initial is not None else FromContentAdaIN()
         self.content_lora: ContentLoRA = content_lora
+        self.lora = lora
         self.allow_partial = on_partial_lora == "warn"
         self.masker = masker if masker is not None else AttentionMasker()
         self.on_empty_mask = on_empty_mask
@@ -214,6 +227,7 @@ class Stylizer(lightning.LightningModule):
         self.pace: Pace | None = None  # it is settled whether full calls are compiled
         self.plan: PredictPlan | None = None
         self.denoiser: Denoiser | None = None
+        self.progress = PredictProgress()
         self.workers = Workers(apart=False)
         self._ahead: tuple[object, list[Future]] | None = None
 
@@ -272,7 +286,8 @@ class Stylizer(lightning.LightningModule):
                 for job, content in zip(jobs, contents, strict=True)
             ]
             schedule = self.backbone.sampling_schedule(self.num_inference_steps)
-            latents = denoise(denoiser, canvases, schedule, self.adapter_cache.embed(""), self.fusion, self.solver)
+            nothing, told = self.adapter_cache.embed(""), self.progress.step
+            latents = denoise(denoiser, canvases, schedule, nothing, self.fusion, self.solver, on_step=told)
         pictures = [fetch(self.backbone.decode_latents(x_0[None])[0]) for x_0 in latents]
 
         def finished(job: PictureJob, pixels: Callable[[], torch.Tensor]) -> Stylized | Failed:
@@ -438,6 +453,7 @@ class Stylizer(lightning.LightningModule):
             content_lora=self.content_lora,
             allow_partial=self.allow_partial,
             needs_style=self.initial.needs_style,
+            lora=self.lora,
             fit_options=fit_options_of(self.backbone, str(self.trainer.precision), self._data.manifest),
             on_error=self._data.on_error,
             wrong=self._data.problems,
@@ -533,7 +549,7 @@ class Stylizer(lightning.LightningModule):
         return self if device is None else super().to(device)
 
     def configure_callbacks(self) -> list[lightning.Callback]:
-        return [TakeOff(), *([self.writer] if self.writer is not None else [])]
+        return [self.progress, TakeOff(), *([self.writer] if self.writer is not None else [])]
 
     def on_predict_start(self) -> None:
         """Raises:
@@ -560,6 +576,7 @@ class Stylizer(lightning.LightningModule):
             self.trajectories,
             refinements=self.inversion_refinements,
             settings={**settings, **self.backbone.settings, **self._tiling},
+            on_step=self.progress.step,
         )
         self.backbone.prepare(self.device)
         self.masker.setup(self.backbone)
@@ -596,6 +613,10 @@ class Stylizer(lightning.LightningModule):
         self.denoiser = None
         if hasattr(self, "adapter_cache"):
             self.adapter_cache.close()
+
+    def __repr__(self) -> str:
+        steps, scale = self.num_inference_steps, self.guidance_scale
+        return f"Stylizer({self.backbone!r}, num_inference_steps={steps}, guidance_scale={scale:g})"
 
     @property
     def _data(self) -> TriplesToMake:

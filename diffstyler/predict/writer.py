@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections import deque
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
@@ -92,8 +93,12 @@ class StylizationWriter(BasePredictionWriter):
             self._rows = {}
 
     def write(self, stylized: Stylized) -> None:
-        """Masks and picture first, then the sidecar: it says that its picture is complete, and the picture's hash."""
+        """Masks and picture first, then the sidecar: it says that its picture is complete, and the picture's hash.
+
+        What was made of this id with other settings is kept under another name.
+        """
         self.output_dir.mkdir(parents=True, exist_ok=True)
+        self._keep_former(stylized.id, str(stylized.provenance.get("key")))
         for name, mask in stylized.masks.items():
             path = self.output_dir / name
             path.parent.mkdir(exist_ok=True)
@@ -103,6 +108,26 @@ class StylizationWriter(BasePredictionWriter):
             {**stylized.provenance, "result_sha256": sha256}, indent=2, sort_keys=True, ensure_ascii=False
         )
         atomic_write(self.output_dir / f"{stylized.id}.json", (text + "\n").encode())
+
+    def _keep_former(self, id: str, key: str) -> None:
+        """A picture of this id that was made otherwise gets a name of its own, ``<id>@<its key>``, with its masks."""
+        sidecar = self._sidecar(id)
+        other = str(sidecar.get("key"))
+        if other == key or not re.fullmatch("[0-9a-f]{64}", other) or not self._is_whole(id, sidecar):
+            return
+        former = f"{id}@{other[:8]}"
+        moves = {f"{id}.png": f"{former}.png"}
+        regions = sidecar.get("regions")
+        for number, region in enumerate(regions if isinstance(regions, list) else [], start=1):
+            old, new = (f"masks/{name}-{number}.png" for name in (id, former))
+            if isinstance(region, dict) and region.get("mask_file") == old:
+                moves[old] = region["mask_file"] = new
+        text = json.dumps({**sidecar, "id": former, "result": f"{former}.png"}, indent=2, sort_keys=True)
+        atomic_write(self.output_dir / f"{former}.json", (text + "\n").encode())
+        for old, new in reversed(moves.items()):
+            if (self.output_dir / old).is_file():
+                (self.output_dir / old).replace(self.output_dir / new)
+        log.info("%s was made otherwise before; that picture is %s now", self.output_dir / f"{id}.png", f"{former}.png")
 
     def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
         self.tally = Tally.of(trainer, self.output_dir / ".ranks")

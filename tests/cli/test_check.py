@@ -71,6 +71,7 @@ def test_a_fit_that_would_run(capsys, manifest, tiny_dir, tmp_path):
     assert ok["pictures"] == "2 LoRAs of 2 pictures, 0 of them are there, 2 to fit"
     assert ok["memory"].startswith("a pack of 2, 0.")
     assert "LoRAs an hour" in ok["time"]
+    assert "measured" in ok["time"]
 
 
 def test_problems_are_told_together_with_exit_code_1(capsys, manifest, tiny_dir, tmp_path):

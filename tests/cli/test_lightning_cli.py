@@ -8,8 +8,9 @@ import jsonargparse
 import pytest
 import yaml
 
-from diffstyler.cli.lightning_cli import FIT, PREDICT, owners
+from diffstyler.cli.lightning_cli import FIT, PREDICT
 from diffstyler.cli.main import main
+from diffstyler.cli.settings import owners
 from diffstyler.diffusion.fusion import FuseNoise
 from diffstyler.diffusion.initial import FromContent
 from diffstyler.diffusion.injection import CrossLoRAInjection

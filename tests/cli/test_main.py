@@ -1,6 +1,8 @@
 """The command: help, errors in a few lines, and the whole way from a picture to a stylized picture."""
 
 import json
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +22,7 @@ from diffstyler.images import load_image
 from diffstyler.masking import fastsam
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
+README = Path(__file__).parents[2] / "README.md"
 FIT = ["--trainer.logger", "false", "--trainer.accelerator", "cpu", "--model.preview_steps", "2"]
 
 
@@ -38,6 +41,7 @@ def manifest(tmp_path: Path) -> Path:
     return path
 
 
+#: to import the lightest of them takes half a second, the heaviest ten
 HEAVY = {"torch", "transformers", "diffusers", "lightning", "jsonargparse", "numpy"}
 
 
@@ -50,6 +54,12 @@ HEAVY = {"torch", "transformers", "diffusers", "lightning", "jsonargparse", "num
         ("fetch-fastsam --help", 0),
         ("demo --help", 0),
         ("check --help", 0),
+        ("fit --help", 0),
+        ("predict --config configs/predict.yaml -h", 0),
+        ("check fit --help", 0),
+        ("fit --model.rnak=3", 2),
+        ("check predict --data.manfest=rows.csv", 2),
+        ("check --trainer.device 1 --model.rank 3", 2),
         ("inspect", 2),
         ("export x", 2),
         ("fetch-fastsam x", 2),
@@ -65,6 +75,23 @@ def test_help_and_wrong_words_import_nothing_heavy(words, code):
     assert "diffstyler" in done.stdout + done.stderr
     assert "argparse" in done.stdout.splitlines()[-1].split()
     assert not HEAVY & set(done.stdout.splitlines()[-1].split())
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [("fit", 1), ("predict", 1), ("check", 0), ("check fit", 1), ("check predict", 1), ("inspect", 2), ("export", 2)],
+)
+def test_a_command_without_arguments_ends_in_words_of_ours(words, code, capsys):
+    try:
+        ended = main(words.split())
+    except SystemExit as stopped:
+        ended = stopped.code
+    told = capsys.readouterr()
+    last = (told.out + told.err).strip().splitlines()[-1]
+    assert ended == code
+    assert re.search(
+        "^diffstyler: nothing to (fit|predict): expected data.manifest|arguments are required|--help", last
+    )
 
 
 def test_every_command_is_in_the_help_in_one_line(capsys):
@@ -213,6 +240,23 @@ def test_inspect_and_export(tmp_path, capsys):
     assert "has NaN or infinite values" in facts["problem"]
     assert main(["export", str(tmp_path / "broken.safetensors"), "--output", str(out)]) == 1
     assert "NaN" in capsys.readouterr().err
+
+
+def test_the_inspect_and_export_of_the_readme_run(studio, tmp_path, monkeypatch, capsys):
+    block = next(b for b in re.findall(r"```\n(.*?)```", README.read_text(), re.DOTALL) if "diffstyler export" in b)
+    lines = [shlex.split(line, comments=True)[1:] for line in block.splitlines()]
+    assert [line[0] for line in lines] == ["inspect", "export"]
+    config = LoraConfig(r=2, lora_alpha=2, target_modules=["to_k"])
+    module = "mid_block.attentions.0.transformer_blocks.0.attn2.to_k"
+    save_lora(
+        tmp_path / "LORA", {"unet": {module: LowRank(torch.ones(2, 768), torch.ones(320, 2), 1.0)}}, {"unet": config}
+    )
+    monkeypatch.chdir(tmp_path)
+    assert [main(line) for line in lines] == [0, 0]
+    assert list(tmp_path.glob("*.safetensors"))
+    embedded = next((studio / "loras").glob("gold-*"))
+    assert main([str(embedded) if word == "LORA" else word for word in lines[1]]) == 1
+    assert "name one that others know by --family" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("flag", ["--config", "--config=", "-c"])

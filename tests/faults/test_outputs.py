@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from diffstyler.distributed import Told
+from diffstyler.files import atomic_write
 from diffstyler.images import load_image
 from diffstyler.predict.contact_sheet import write_sheet
 from diffstyler.predict.writer import StylizationWriter
@@ -31,6 +32,49 @@ def test_a_picture_is_done_by_its_key(tmp_path):
     assert writer.is_done("a", KEY)
     assert not writer.is_done("a", "another")
     assert not writer.is_done("b", KEY)
+
+
+def test_what_was_made_with_other_settings_is_kept(tmp_path):
+    def write(key: str, seed: int) -> None:
+        pixels, mask = torch.full((3, 16, 16), seed / 4), torch.full((16, 16), seed / 4)
+        told = {"id": "a", "key": key, "result": "a.png", "regions": [{"mask_file": "masks/a-1.png"}]}
+        StylizationWriter(tmp_path).write(Stylized("a", pixels, told, {"masks/a-1.png": mask}))
+
+    def color(path: str) -> int:
+        return load_image(tmp_path / path).getpixel((0, 0))[0]
+
+    other = "cd" * 32
+    for key, seed in ((KEY, 1), (KEY, 1), (other, 2)):
+        write(key, seed)
+    assert {path.name for path in tmp_path.glob("*")} == {
+        "a.png",
+        "a.json",
+        "a@abababab.png",
+        "a@abababab.json",
+        "masks",
+    }
+    assert color("a.png") > color("a@abababab.png") > 0
+    assert color("masks/a-1.png") > color("masks/a@abababab-1.png") > 0
+    sidecars = [json.loads((tmp_path / f"{name}.json").read_text()) for name in ("a", "a@abababab")]
+    assert [told["id"] for told in sidecars] == ["a", "a@abababab"]
+    assert [told["regions"][0]["mask_file"] for told in sidecars] == ["masks/a-1.png", "masks/a@abababab-1.png"]
+    assert StylizationWriter(tmp_path).is_done("a", other)
+    assert all(name in write_sheet(tmp_path).read_text() for name in ("a@abababab.png", "a.png"))
+
+
+@pytest.mark.parametrize(
+    "change", [{"key": "../../x"}, {"key": 7}, {"regions": [{"mask_file": "../out"}, 3]}, {"regions": 1}]
+)
+def test_a_sidecar_of_others_moves_nothing_that_is_not_its_own(tmp_path, change):
+    folder = tmp_path / "made"
+    (tmp_path / "out").write_text("of others")
+    written(folder)
+    told = json.loads((folder / "a.json").read_text())
+    (folder / "a.json").write_text(json.dumps({**told, **change}))
+    written(folder, key="cd" * 32, seed=1)
+    assert StylizationWriter(folder).is_done("a", "cd" * 32)
+    assert (tmp_path / "out").read_text() == "of others"
+    assert {path.name for path in tmp_path.iterdir()} == {"made", "out"}
 
 
 DAMAGES = ("cut", "empty", "gone", "another picture", "garbage", "folder", "one byte more")
@@ -67,7 +111,9 @@ def test_killed_between_picture_and_sidecar_it_is_done_for_nobody(tmp_path, monk
     writer = written(tmp_path)
 
     def killed(path: Path, data: bytes) -> None:
-        raise KeyboardInterrupt
+        if path.name == "a.json":
+            raise KeyboardInterrupt
+        atomic_write(path, data)
 
     monkeypatch.setattr("diffstyler.predict.writer.atomic_write", killed)
     with pytest.raises(KeyboardInterrupt):

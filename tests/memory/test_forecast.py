@@ -1,6 +1,7 @@
 """Forecasts: what is counted without data is what is alive with data, and plans stay below their ceilings."""
 
 import gc
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from diffstyler.backbones import StableDiffusion
 from diffstyler.backbones.quantization import quantizable
+from diffstyler.memory import forecast
 from diffstyler.memory.forecast import AliveBytes, FitForecast, Growth, PredictForecast, forecast_fit, forecast_predict
 from diffstyler.memory.plan import GIB, MemoryBudgetError, PredictPlan, largest_of, plan_fit, plan_predict
 from diffstyler.predict import stylizer as stylization
@@ -46,6 +48,22 @@ def test_what_is_counted_without_data_is_what_is_there(families, family):
     assert found.forward.at(5) == pytest.approx(alive.peak, rel=0.15)
 
 
+@pytest.mark.parametrize("family", list(FAMILIES))
+def test_the_rate_is_that_of_the_networks_own_forwards(families, family, monkeypatch):
+    """On a clock that goes on by 0.4 s at each look."""
+    ticks = itertools.count()
+    monkeypatch.setattr(forecast.time, "perf_counter", lambda: 0.4 * next(ticks))
+    backbone = FAMILIES[family](str(families[family] / "model"))
+    monkeypatch.setattr(type(backbone), "load", lambda *_: pytest.fail("weights were loaded"))
+    rows, run = [], type(backbone).predict
+    monkeypatch.setattr(type(backbone), "predict", lambda self, x, *more: rows.append(x) or run(self, x, *more))
+    found = forecast_predict(backbone, square, torch.float32, LORA)
+    rows.clear()
+    rate = forecast.network_rate(backbone, found, torch.float32, 3, seconds=1.9)
+    assert rate == pytest.approx(3 * found.row_flops / 0.4)
+    assert [tuple(x.shape) for x in rows] == [(3, *found.latents)] * 5
+
+
 def test_checkpointing_and_rows_cost_what_they_should(families):
     found = forecast_fit(StableDiffusion(str(families["sd1"] / "model")), square, torch.bfloat16, LORA)
     assert found.training.each > 2 * found.checkpointed.each > 0
@@ -72,12 +90,13 @@ def predicting(**changes) -> PredictForecast:
         "forward": Growth(0.1 * GIB, 0.1 * GIB),
         "decode_bytes": 4 * GIB,
         "lora_parameters": 1000,
+        "latents": (4, 8, 8),
     }
     return PredictForecast(**{**values, **changes})
 
 
 def fitting() -> FitForecast:
-    return FitForecast(1.0 * GIB, 1e12, Growth(0.1 * GIB, 1.0 * GIB), Growth(0.1 * GIB, 0.2 * GIB), 1000)
+    return FitForecast(1.0 * GIB, 1e12, Growth(0.1 * GIB, 1.0 * GIB), Growth(0.1 * GIB, 0.2 * GIB), 1000, (4, 8, 8))
 
 
 @pytest.mark.parametrize(

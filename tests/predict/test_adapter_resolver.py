@@ -1,18 +1,22 @@
 """Rows -> their LoRAs: each file and picture is read as often as it must be, and what is missing can be made."""
 
+import os
 import shlex
 import shutil
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from runs import row, stylize
 
-from diffstyler.adapters import LoRALibrary
+from diffstyler.adapters import WEIGHTS_NAME, LoRALibrary
+from diffstyler.adapters.library import RECORD_NAME
 from diffstyler.backbones import StableDiffusion, StableDiffusionXL
 from diffstyler.backbones.attention import AttentionBackend, AutoAttention
 from diffstyler.cli.main import main
+from diffstyler.errors import DiffstylerError
 from diffstyler.predict import adapter_cache, adapter_resolver, row_check, stylizer
 from diffstyler.predict.adapter_resolver import fit_options_of, resolve_adapters
 
@@ -163,3 +167,28 @@ def test_rows_without_a_manifest_name_their_pictures(studio, tmp_path, capsys):
         assert main([*command, *quick, "--data.crops.resolution", "64", "--data.crops.crop_size", "64"]) == 0
     adapters = resolve_adapters(rows, library, model=model, content_lora="required")
     assert (len(adapters.styles), len(adapters.contents)) == (1, 1)
+
+
+def test_one_of_several_loras_of_a_picture_is_chosen(studio, tiny_dir):
+    library, model = LoRALibrary(studio / "loras"), StableDiffusion(str(tiny_dir)).fingerprint()
+    (gold,) = (entry for entry in library.entries() if entry.identity.name == "gold")
+    (tomato,) = (entry for entry in library.entries() if entry.identity.name == "tomato")
+    other = replace(gold.identity, settings={"prompt": "another"})
+    library.publish(other, lambda folder: shutil.copy(tomato.folder / WEIGHTS_NAME, folder))
+
+    def chosen(lora: str | None) -> str:
+        return resolve_adapters([row(studio)], library, model=model, lora=lora).style(row(studio).regions[0]).prompt
+
+    os.utime(gold.folder / RECORD_NAME, (10, 10))
+    assert chosen("newest") == chosen(other.key[:6]) == chosen(other.key) == "another"
+    assert chosen(gold.identity.key[:12]) == "painting of gold"
+    os.utime(gold.folder / RECORD_NAME)
+    assert chosen("newest") == "painting of gold"
+    for wrong in (None, "0000"):
+        with pytest.raises(DiffstylerError, match=r"set model\.lora to newest, or to an id") as told:
+            chosen(wrong)
+        assert gold.identity.key[:12] in str(told.value)
+        assert other.key[:12] in str(told.value)
+    assert resolve_adapters([row(studio, style="tomato")], library, model=model, lora="0000")
+    with pytest.raises(DiffstylerError, match="expected 'newest' or 4 digits"):
+        stylizer.Stylizer(StableDiffusion(str(tiny_dir)), lora="latest")
