@@ -46,6 +46,21 @@ def masks(arguments: Sequence[str]) -> None:
     print(preview_masks(**settings))
 
 
+def test(arguments: Sequence[str]) -> None:
+    from jsonargparse import ArgumentParser
+
+    from diffstyler.metrics.measure import FIGURES_NAME, measure
+    from diffstyler.predict.contact_sheet import write_sheet
+
+    parser = telling("test", ArgumentParser)("diffstyler test", description=measure.__doc__)
+    parser.add_argument("--config", action="config", help="a YAML file with any of these settings")
+    parser.add_function_arguments(measure)
+    settings = parser.instantiate(parser.parse_args(arguments)).as_dict()
+    settings.pop("config")
+    figures = measure(**settings)
+    print(figures.table(), settings["output_dir"] / FIGURES_NAME, write_sheet(settings["output_dir"]), sep="\n")
+
+
 def check(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(
         "diffstyler check",
