@@ -49,7 +49,8 @@ def masks(arguments: Sequence[str]) -> None:
 def test(arguments: Sequence[str]) -> None:
     from jsonargparse import ArgumentParser
 
-    from diffstyler.metrics.measure import FIGURES_NAME, measure
+    from diffstyler.metrics.base import FIGURES_NAME
+    from diffstyler.metrics.measure import measure
     from diffstyler.predict.contact_sheet import write_sheet
 
     parser = telling("test", ArgumentParser)("diffstyler test", description=measure.__doc__)

@@ -15,6 +15,8 @@ from torch.nn import functional
 from diffstyler.errors import DiffstylerError
 from diffstyler.images import fit_size, to_tensor
 
+#: what `diffstyler test` writes into a folder of pictures, and what its report reads
+FIGURES_NAME = "figures.jsonl"
 LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
 

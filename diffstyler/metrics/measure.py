@@ -13,7 +13,7 @@ import torch
 
 from diffstyler.errors import DiffstylerError
 from diffstyler.files import atomic_write
-from diffstyler.metrics.base import Metric, NotComputedError, Sample, SetMetric
+from diffstyler.metrics.base import FIGURES_NAME, Metric, NotComputedError, Sample, SetMetric
 from diffstyler.metrics.content import CFSD, LPIPS, SSIM, DINOSimilarity, EdgeAgreement
 from diffstyler.metrics.networks import Networks
 from diffstyler.metrics.region import OutsideDifference, SeamEnergy
@@ -29,7 +29,7 @@ from diffstyler.metrics.style import (
 
 log = logging.getLogger(__name__)
 
-FIGURES_NAME, TABLE_NAME = "figures.jsonl", "figures.md"
+TABLE_NAME = "figures.md"
 
 
 @dataclass(frozen=True)

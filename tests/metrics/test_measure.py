@@ -10,7 +10,8 @@ from runs import row, stylize
 
 from diffstyler.cli.main import main
 from diffstyler.errors import DiffstylerError
-from diffstyler.metrics.measure import FIGURES_NAME, TABLE_NAME, Battery, bootstrap, measure
+from diffstyler.metrics.base import FIGURES_NAME
+from diffstyler.metrics.measure import TABLE_NAME, Battery, bootstrap, measure
 from diffstyler.metrics.networks import Networks
 from diffstyler.types import StyleRegion, Triple
 
