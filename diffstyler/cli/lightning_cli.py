@@ -84,7 +84,7 @@ class Run:
                 self.model,
                 self.data,
                 run=False,
-                args=_with_family(*_with_presets(arguments)),
+                args=_with_family(*with_presets(arguments)),
                 save_config_callback=None,
                 seed_everything_default=False,
                 auto_configure_optimizers=False,
@@ -147,7 +147,7 @@ def owners(arguments: Sequence[str]) -> dict[str, set[str]]:
     Raises:
         DiffstylerError: a config cannot be read.
     """
-    words, configs = _with_presets(arguments)
+    words, configs = with_presets(arguments)
     keys = [word.lstrip("-").partition("=")[0] for word in words if word.startswith("--")]
     keys += [key for config in configs for key in _keys_of(config)]
     named = {".".join(key.split(".")[:2]) for key in keys}
@@ -179,7 +179,7 @@ def _keys_of(config: str) -> Iterator[str]:
         yield from [f"{key}.{inner}" for inner in value] if isinstance(value, dict) else [str(key)]
 
 
-def _with_presets(arguments: Iterable[str]) -> tuple[list[str], list[str]]:
+def with_presets(arguments: Iterable[str]) -> tuple[list[str], list[str]]:
     """The words with each ``configs/<name>.yaml`` that is not here as the one of the package, and all configs."""
     words, configs, before = [], [], ""
     for word in arguments:
@@ -212,8 +212,9 @@ def _with_family(words: list[str], configs: Iterable[str]) -> list[str]:
 
 
 def _preset(path: str) -> str:
-    shipped = configs_dir() / Path(path).name
-    is_ours = Path(path) == Path("configs") / shipped.name and not Path(path).is_file() and shipped.is_file()
+    folder, *below = Path(path).parts or ("",)
+    shipped = configs_dir().joinpath(*below)
+    is_ours = folder == "configs" and not Path(path).is_file() and shipped.is_file()
     return str(shipped) if is_ours else path
 
 
