@@ -276,7 +276,8 @@ def _wasserstein(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 
 def _quantiles(values: torch.Tensor) -> torch.Tensor:
-    values = values.sort(dim=0).values
-    positions = torch.linspace(0, len(values) - 1, QUANTILES)
-    below, share = positions.floor().long(), (positions % 1)[:, None]
-    return values[below].lerp(values[(below + 1).clamp(max=len(values) - 1)], share)
+    """Of samples (n, directions), (directions, 256)."""
+    values = torch.from_numpy(np.sort(values.T.contiguous().numpy()))  # several times as fast as torch's
+    positions = torch.linspace(0, values.shape[1] - 1, QUANTILES)
+    below, share = positions.floor().long(), positions % 1
+    return values[:, below].lerp(values[:, (below + 1).clamp(max=values.shape[1] - 1)], share)
