@@ -29,7 +29,6 @@ from diffstyler.files import atomic_write, read_json
 from diffstyler.images import load_image, picture_sha256, save_image
 from diffstyler.manifests.pictures import read_manifest
 from diffstyler.metrics.measure import Figures, bootstrap, measure
-from diffstyler.metrics.networks import Networks
 from diffstyler.rivals import BLoRA, Magenta, PlugAndPlay, Rival, SDEdit, Studio, StyleID, Task
 from diffstyler.types import Triple
 
@@ -42,6 +41,7 @@ RIVALS: Mapping[str, Rival] = {
     "blora": BLoRA(),
     "magenta": Magenta(),
 }
+COST_NAME = "cost.txt"
 #: two of the content, three of the style
 FIGURES = ("ssim", "edge_agreement", "patch_distance_ratio", "palette_distance", "magenta_style")
 
@@ -54,6 +54,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="*", choices=[*PRESETS, *RIVALS], default=[*PRESETS, *RIVALS])
     parser.add_argument("--model", default="embedded")
     parser.add_argument("--num_inference_steps", type=int, default=50)
+    parser.add_argument("--resolution", type=int, default=256, help="short side that pictures are compared at")
     arguments = parser.parse_args()
     quiet_libraries()
     triples = read_manifest(arguments.manifest)
@@ -63,7 +64,7 @@ def main() -> None:
         folder.mkdir(parents=True, exist_ok=True)
         todo = [t for t in triples if not (folder / f"{t.id}.json").is_file()]
         if todo and name in PRESETS:
-            by_preset(PRESETS[name], backbone, arguments, folder)
+            by_preset(PRESETS[name], backbone, len(todo), arguments, folder)
         elif todo:
             by_rival(
                 RIVALS[name],
@@ -72,8 +73,10 @@ def main() -> None:
                 arguments,
                 folder,
             )
-    measured = {name: measure(folder, arguments.manifest, networks=Networks()) for name, folder in folders.items()}
-    costs = {name: read_json(folder / "cost.txt") for name, folder in folders.items()}
+    measured = {
+        name: measure(folder, arguments.manifest, resolution=arguments.resolution) for name, folder in folders.items()
+    }
+    costs = {name: read_json(folder / COST_NAME) for name, folder in folders.items()}
     table = comparison(measured, costs)
     atomic_write(arguments.output_dir / "comparison.md", table.encode())
     grid(triples, folders).save(arguments.output_dir / "grid.jpg", quality=90)
@@ -81,14 +84,14 @@ def main() -> None:
     print(table)
 
 
-def by_preset(config: Path, backbone: Backbone, arguments: argparse.Namespace, folder: Path) -> None:
+def by_preset(config: Path, backbone: Backbone, pictures: int, arguments: argparse.Namespace, folder: Path) -> None:
     """Through predict itself."""
     words = ["--config", str(config), "--data.manifest", str(arguments.manifest), "--lora_dir", str(arguments.lora_dir)]
     words += ["--output_dir", str(folder), "--model.num_inference_steps", str(arguments.num_inference_steps)]
     words += ["--model.content_lora", "off"]  # as of the rivals, but for the one that is made of it
     cli = PREDICT.cli([*words, "--model.backbone.model", arguments.model, "--trainer.enable_progress_bar", "false"])
     cli.model.backbone = backbone
-    with counted(backbone, folder, len(cli.datamodule.triples)):
+    with counted(backbone, folder, pictures):
         cli.trainer.predict(cli.model, datamodule=cli.datamodule, return_predictions=False)
 
 
@@ -125,7 +128,7 @@ def task(triple: Triple, loras: Mapping[tuple[str, str], FittedLoRA]) -> Task:
 
 @contextmanager
 def counted(backbone: Backbone, folder: Path, pictures: int) -> Iterator[None]:
-    """Rows through the network and seconds a picture, kept beside the pictures."""
+    """Rows through the network, seconds and pictures, added up beside the pictures over all runs."""
     rows = 0
 
     def count(module: torch.nn.Module, args: tuple, kwargs: dict) -> None:
@@ -137,8 +140,10 @@ def counted(backbone: Backbone, folder: Path, pictures: int) -> Iterator[None]:
         yield
     finally:
         handle.remove()
-    cost = {"rows": rows / pictures, "seconds": (time.perf_counter() - started) / pictures}
-    atomic_write(folder / "cost.txt", json.dumps(cost).encode())
+    before = read_json(folder / COST_NAME) if (folder / COST_NAME).is_file() else {}
+    made = {"rows": rows, "seconds": time.perf_counter() - started, "pictures": pictures}
+    cost = {name: value + before.get(name, 0) for name, value in made.items()}
+    atomic_write(folder / COST_NAME, json.dumps(cost).encode())
 
 
 def comparison(measured: Mapping[str, Figures], costs: Mapping[str, dict]) -> str:
@@ -149,10 +154,9 @@ def comparison(measured: Mapping[str, Figures], costs: Mapping[str, dict]) -> st
     arrows = [f"{name} {'↑' if first.more_is_better[name] else '↓'}" for name in names]
     lines = [f"| method | rows | seconds | {' | '.join(arrows)} |", f"|---|---|---|{'---|' * len(names)}"]
     for method, figures in measured.items():
-        cells = [interval(figures.values(name)) for name in names]
-        lines.append(
-            f"| {method} | {costs[method]['rows']:.0f} | {costs[method]['seconds']:.1f} | {' | '.join(cells)} |"
-        )
+        rows, seconds = (costs[method][name] / costs[method]["pictures"] for name in ("rows", "seconds"))
+        cells = " | ".join(interval(figures.values(name)) for name in names)
+        lines.append(f"| {method} | {rows:.0f} | {seconds:.1f} | {cells} |")
     if "default" in measured:
         lines += [
             "",
