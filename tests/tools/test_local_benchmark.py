@@ -79,7 +79,19 @@ def test_the_script_predicts_measures_and_writes_a_table(studio, tiny_dir, capsy
         "--trainer.accelerator",
         "cpu",
     ]
-    code = run([*words, "--output_dir", str(studio / "out"), "--", *options, "--model.num_inference_steps", "2"])
+    code = run(
+        [
+            *words,
+            "--output_dir",
+            str(studio / "out"),
+            "--",
+            "--config",
+            "configs/predict.yaml",
+            *options,
+            "--model.num_inference_steps",
+            "2",
+        ]
+    )
     printed = capsys.readouterr().out
     assert code == 0
     assert (studio / "out/local.md").read_text() in printed

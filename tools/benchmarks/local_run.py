@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("predict", nargs="*", help="options of diffstyler predict, after --")
     chosen = parser.parse_args(arguments)
     words = ["--data.manifest", str(chosen.manifest), "--lora_dir", str(chosen.lora_dir)]
-    code = diffstyler(["predict", *words, "--output_dir", str(chosen.output_dir), *chosen.predict])
+    code = diffstyler(["predict", *chosen.predict, *words, "--output_dir", str(chosen.output_dir)])  # over a config's
     figures = measure(chosen.output_dir, resolution=chosen.resolution)
     rows: dict[str, list[float]] = {"mask_iou": [*ious(chosen.output_dir, chosen.manifest.parent / "masks").values()]}
     rows |= {name: figures.values(name) for name in FIGURES}
