@@ -1,14 +1,19 @@
 """The documents' code runs, and the names they speak of are there."""
 
 import importlib
+import json
 import re
+import shlex
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from PIL import Image
+from runs import row, stylize
 
+from diffstyler.cli.main import main
 from diffstyler.errors import DiffstylerError
 from diffstyler.masking import find_masks
 from diffstyler.masking.prompt_parser import parse_mask_prompt
@@ -82,3 +87,43 @@ def test_what_the_workflow_and_the_images_name_is_there():
         assert f"-f docker/{image.name}" in lines[0]
         assert lines[-1] == 'ENTRYPOINT ["diffstyler"]'
         assert any(line.startswith("USER ") for line in lines)
+
+
+COMMANDS = {
+    "fit": ["--trainer.max_steps", "1", "--model.preview_steps", "0", "--model.rank", "2", "--trainer.logger", "false"],
+    "predict": ["--model.num_inference_steps", "2"],
+    "test": ["--resolution", "64"],
+    "sweep": ["--resolution", "64"],
+}
+
+
+@pytest.mark.parametrize("document", ["metrics.md", "recipes.md"])
+def test_every_command_runs_as_it_stands(document, studio, tiny_dir, monkeypatch, capsys):
+    """In one folder, in order, on the tiny model and with little work; a grid of many cells is cut to two."""
+    commands = re.findall(r"^diffstyler (.*)$", (ROOT / "docs" / document).read_text(), re.MULTILINE)
+    (studio / "my.csv").write_text("content,style\nphoto.png,gold.png\n")
+    monkeypatch.chdir(studio)
+    if any(command.startswith("fit ") for command in commands):
+        shutil.rmtree("loras")  # the document makes its own
+    else:
+        stylize(studio, tiny_dir, row(studio), out="stylized")
+    model = {"model.backbone.model": str(tiny_dir), "trainer.accelerator": "cpu"}
+    for command in commands:
+        name, *words = shlex.split(command)
+        if name in {"fit", "predict"}:
+            words += [word for key, value in model.items() for word in (f"--{key}", value)]
+        if name == "sweep":
+            given = dict(zip(words[::2], words[1::2], strict=True))
+            config = given.get("--config")
+            axes = yaml.safe_load((ROOT / config).read_text())["axes"] if config else json.loads(given["--axes"])
+            words += ["--settings", json.dumps({**model, "model.num_inference_steps": 2})]
+            words += ["--axes", json.dumps(_ends(axes))]
+        assert main([name, *words, *COMMANDS[name]]) == 0, capsys.readouterr().err
+
+
+def _ends(axes: dict) -> dict:
+    """The last two values of the first axis, the last one of the other."""
+    cut = {}
+    for count, (name, values) in zip((2, 1), axes.items(), strict=False):
+        cut[name] = values[-count:] if isinstance(values, list) else dict(list(values.items())[-count:])
+    return cut

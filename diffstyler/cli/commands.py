@@ -53,6 +53,37 @@ def masks(arguments: Sequence[str]) -> None:
     print(preview_masks(**chosen))
 
 
+def test(arguments: Sequence[str]) -> None:
+    from jsonargparse import ArgumentParser
+
+    from diffstyler.cli.settings import with_presets
+    from diffstyler.metrics.base import FIGURES_NAME
+    from diffstyler.metrics.measure import measure
+    from diffstyler.predict.contact_sheet import write_sheet
+
+    parser = telling("test", ArgumentParser)("diffstyler test", description=measure.__doc__)
+    parser.add_argument("--config", action="config", help="a YAML file with any of these settings")
+    parser.add_function_arguments(measure)
+    settings = parser.instantiate(parser.parse_args(with_presets(arguments)[0])).as_dict()
+    settings.pop("config")
+    figures = measure(**settings)
+    print(figures.table(), settings["output_dir"] / FIGURES_NAME, write_sheet(settings["output_dir"]), sep="\n")
+
+
+def sweep(arguments: Sequence[str]) -> None:
+    from jsonargparse import ArgumentParser
+
+    from diffstyler.cli.settings import with_presets
+    from diffstyler.cli.sweep import sweep
+
+    parser = telling("sweep", ArgumentParser)("diffstyler sweep", description=sweep.__doc__)
+    parser.add_argument("--config", action="config", help="a YAML file with any of these settings")
+    parser.add_function_arguments(sweep)
+    settings = parser.instantiate(parser.parse_args(with_presets(arguments)[0])).as_dict()
+    settings.pop("config")
+    print(sweep(**settings))
+
+
 def check(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(
         "diffstyler check",

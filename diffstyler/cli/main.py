@@ -21,6 +21,11 @@ COMMANDS = {
     "fit": (commands.fit, "fit a LoRA for every style (or content) picture of a manifest"),
     "predict": (commands.predict, "make the pictures of a manifest"),
     "masks": (commands.masks, "show what the mask prompts of a manifest, or of one picture, find"),
+    "test": (commands.test, "measure the pictures of a folder: content, style, what happened outside the masks"),
+    "sweep": (
+        commands.sweep,
+        "make the pictures of a manifest under each setting of a grid, with heat maps",
+    ),
     "check": (commands.check, "say whether a fit or predict would run here, and what it would take; loads no weights"),
     "inspect": (commands.inspect, "tell what a LoRA file is: family, rank, targets, prompt, norms, NaN"),
     "export": (commands.export, "write a LoRA for other tools: kohya's form, for A1111 and ComfyUI"),

@@ -236,6 +236,7 @@ def with_presets(arguments: Iterable[str]) -> tuple[list[str], list[str]]:
 
 
 def _preset(path: str) -> str:
-    shipped = configs_dir() / Path(path).name
-    is_ours = Path(path) == Path("configs") / shipped.name and not Path(path).is_file() and shipped.is_file()
+    folder, *below = Path(path).parts or ("",)
+    shipped = configs_dir().joinpath(*below)
+    is_ours = folder == "configs" and not Path(path).is_file() and shipped.is_file()
     return str(shipped) if is_ours else path

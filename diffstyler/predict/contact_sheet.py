@@ -5,9 +5,10 @@ from __future__ import annotations
 import functools
 import io
 import logging
+import math
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated
@@ -17,8 +18,9 @@ import jinja2
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
-from diffstyler.files import atomic_write, file_sha256, read_json
+from diffstyler.files import atomic_write, file_sha256, read_json, read_json_lines
 from diffstyler.images import ImageError, load_image, picture_sha256
+from diffstyler.metrics.base import FIGURES_NAME
 from diffstyler.types import StyleRegion
 
 THUMBNAIL_SIDE = 512  # pixels
@@ -35,13 +37,21 @@ def write_sheet(output_dir: Path) -> Path:
     and styles, which lie elsewhere, are then still shown by their thumbnails. Those go to ``output_dir/thumbnails``,
     named by the hash of the picture, and are written once. A content picture that cannot be read, or that is no
     longer the one of the sidecar, is replaced by a line of text. What is no sidecar of ours is skipped with a warning.
+    Figures are those that diffstyler test has left in the folder.
     """
     thumbnails = output_dir / "thumbnails"
     thumbnails.mkdir(parents=True, exist_ok=True)
     show = functools.cache(functools.partial(_shown, output_dir))
-    rows = [_row(output_dir, picture, sidecar, show) for picture, sidecar in _sidecars(output_dir)]
+    figures = _figures(output_dir)
+    rows = [_row(output_dir, picture, sidecar, show, figures) for picture, sidecar in _sidecars(output_dir)]
+    common = _common([row.settings for row in rows])
     page = _TEMPLATES.get_template("contact_sheet.html.j2").render(
-        title=output_dir.resolve().name, rows=rows, seconds=sum(row.seconds for row in rows)
+        title=output_dir.resolve().name,
+        rows=rows,
+        seconds=sum(row.seconds for row in rows),
+        common=common,
+        measured=_means([row.figures for row in rows]),
+        styles=sorted({region.style.name for row in rows for region in row.regions if region.style.name}),
     )
     path = output_dir / "index.html"
     atomic_write(path, page.encode(errors="replace"))
@@ -77,6 +87,7 @@ class _RowView:
     result: _Shown
     settings: dict[str, object]
     seconds: float
+    figures: dict[str, float]
 
 
 _Show = Callable[[str, str], _Shown]
@@ -127,7 +138,9 @@ def _sidecars(output_dir: Path) -> list[tuple[Path, _Sidecar]]:
     return sidecars
 
 
-def _row(output_dir: Path, picture: Path, sidecar: _Sidecar, show: _Show) -> _RowView:
+def _row(
+    output_dir: Path, picture: Path, sidecar: _Sidecar, show: _Show, figures: Mapping[str, dict[str, float]]
+) -> _RowView:
     content, seconds = sidecar.content or _Picture(), sidecar.seconds or 0
     settings = {"seed": sidecar.seed, **_in_words(sidecar.settings), "seconds": round(seconds, 1) or None}
     versions = {f"{name} version": version for name, version in sidecar.versions.items()}
@@ -138,7 +151,37 @@ def _row(output_dir: Path, picture: Path, sidecar: _Sidecar, show: _Show) -> _Ro
         result=show(str(picture), ""),
         settings={name: value for name, value in {**settings, **versions}.items() if value is not None},
         seconds=seconds,
+        figures=figures.get(sidecar.id, {}),
     )
+
+
+def _figures(output_dir: Path) -> dict[str, dict[str, float]]:
+    """By picture, what was measured of it."""
+    lines = [line for line in read_json_lines(output_dir / FIGURES_NAME) if "id" in line]
+    return {str(line["id"]): {k: float(v) for k, v in line.items() if _is_figure(v)} for line in lines}
+
+
+def _is_figure(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _means(figures: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Of each figure, over the pictures that have it."""
+    names = dict.fromkeys(name for row in figures for name in row)
+    values = {name: [row[name] for row in figures if name in row] for name in names}
+    return {name: sum(own) / len(own) for name, own in values.items()}
+
+
+def _common(settings: Sequence[dict[str, object]]) -> dict[str, object]:
+    """What is the same for all of several pictures is told once: taken out of each."""
+    if len(settings) < 2:
+        return {}
+    first, *others = settings
+    common = {name: value for name, value in first.items() if all(other.get(name) == value for other in others)}
+    for own in settings:
+        for name in common:
+            del own[name]
+    return common
 
 
 def _region(output_dir: Path, region: _Region, show: _Show) -> _RegionView:
@@ -218,7 +261,7 @@ def _thumbnail(folder: Path, path: Path, sha256: str) -> Path:
         raise _ChangedError(f"{path}: expected the picture with SHA-256 {sha256[:8]}…, got another")
     image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=90, subsampling=0, optimize=True)
+    image.save(buffer, "JPEG", quality=90, subsampling=0)
     atomic_write(thumbnail, buffer.getvalue())
     return thumbnail
 

@@ -14,6 +14,7 @@ from torch.nn import functional
 from diffstyler.diffusion.fusion import shares
 from diffstyler.images import to_image, to_tensor
 from diffstyler.masking.prompt import Everything
+from diffstyler.metrics.region import seam
 from diffstyler.predict.picture_job import PictureJob, RegionJob
 from diffstyler.types import Stylized
 
@@ -86,33 +87,3 @@ def _outside(
     before, after = (torch.from_numpy(np.array(picture)).int() for picture in (image, to_image(result)))
     difference = (before - after).abs().amax(-1)[outside].max()
     return {"pixels": int(outside.sum()), "largest_difference": int(difference), "seam": seam(original, result, cover)}
-
-
-def seam(content: torch.Tensor, result: torch.Tensor, mask: torch.Tensor) -> dict[str, float] | None:
-    """How strong the luminance gradient is along a mask's border, in the content and in the result.
-
-    Args:
-        content: (3, H, W) in [-1, 1].
-        result: the same size.
-        mask: (H, W) in [0, 1].
-
-    Returns:
-        Mean gradient across the border (the component along the mask's own gradient) in gray levels (0 … 255) a pixel,
-        over all pixels where the mask changes; None where it changes nowhere.
-    """
-    across = _gradient(mask)
-    strength = across.norm(dim=0)
-    border = strength > 0
-    if not border.any():
-        return None
-    direction = across[:, border] / strength[border]
-    values = {}
-    for name, picture in {"content": content, "result": result}.items():
-        luminance = (picture.float() * 127.5 * torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(0)
-        values[name] = round((_gradient(luminance)[:, border] * direction).sum(0).abs().mean().item(), 3)
-    return values
-
-
-def _gradient(picture: torch.Tensor) -> torch.Tensor:
-    """(H, W) -> its derivatives (2, H, W) along y and x, by central differences."""
-    return torch.stack(torch.gradient(picture.float()))

@@ -1,6 +1,7 @@
 """The contact sheet shows what the sidecars say, from any folder, and survives what is missing."""
 
 import json
+import random
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote
@@ -151,6 +152,14 @@ def test_thumbnails_are_written_once_and_shared(output, tmp_path):
     assert thumbnails(output) == before
     assert page.values("img", "src").count(f"thumbnails/{region['style']['sha256']}.jpg") == 4
     assert f"thumbnails/{region['style']['sha256']}.jpg" in page.values("a", "href")
+
+
+def test_a_picture_of_pure_noise_has_a_thumbnail(output, caplog):
+    """JPEG's optimizing encoder runs out of its buffer there."""
+    add(output, "one")
+    Image.frombytes("RGB", (256, 256), random.Random(0).randbytes(3 * 256 * 256)).save(output / "one.png")
+    assert len(Page(write_sheet(output)).values("img", "src")) == 1
+    assert not caplog.messages
 
 
 def test_a_result_made_anew_gets_a_new_thumbnail(output):

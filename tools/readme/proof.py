@@ -14,9 +14,9 @@ import json
 import sys
 from pathlib import Path
 
-from metrics import luminance_ssim, patch_distance
-
-from diffstyler.images import fit_size, load_image, to_tensor
+from diffstyler.metrics.content import SSIM
+from diffstyler.metrics.samples import read_samples
+from diffstyler.metrics.style import PatchDistance
 
 MAX_DISTANCE, MIN_SSIM = 0.45, 0.5
 
@@ -41,17 +41,12 @@ def measure(sidecar: Path, styles: list[str] | None) -> tuple[str, float, float]
     """(id, relative patch distance, SSIM), None for a picture with regions or in another style."""
     made = json.loads(sidecar.read_text())
     region = made["regions"][0]
-    style_path = Path(region["style"]["path"])
-    if len(made["regions"]) > 1 or region["mask"] != "everything" or (styles and style_path.stem not in styles):
+    style = Path(region["style"]["path"]).stem
+    if len(made["regions"]) > 1 or region["mask"] != "everything" or (styles and style not in styles):
         return None
-    content_image = load_image(Path(made["content"]["path"]))
-    size = fit_size(content_image.size, 256, 8)
-    content = to_tensor(content_image, size)
-    result = to_tensor(load_image(sidecar.parent / made["result"]), size)
-    style_image = load_image(style_path)
-    style = to_tensor(style_image, fit_size(style_image.size, 256, 8))
-    distance = patch_distance(result, style) / patch_distance(content, style)
-    return made["id"], distance, luminance_ssim(result, content)
+    for sample in read_samples([sidecar], 256):
+        return sample.id, PatchDistance()(sample)["patch_distance_ratio"], SSIM()(sample)["ssim"]
+    return None
 
 
 if __name__ == "__main__":

@@ -1,0 +1,102 @@
+"""A sweep makes each cell as predict would, inverts once, and shows what it measured."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from PIL import Image
+from runs import row, stylize
+
+from diffstyler.cli.main import main
+from diffstyler.cli.sweep import sweep
+from diffstyler.diffusion.injection import CrossLoRAInjection
+from diffstyler.errors import DiffstylerError
+from diffstyler.images import load_image
+
+FIGURES = sorted((Path(__file__).parents[2] / "configs/figures").glob("*.yaml"))
+
+
+@pytest.fixture
+def given(studio, tiny_dir) -> dict:
+    """What a sweep of one picture on the tiny model needs."""
+    manifest = studio / "rows.csv"
+    manifest.write_text("content,style\nphoto.png,gold.png\n")
+    settings = {"model.backbone.model": str(tiny_dir), "model.num_inference_steps": 3, "trainer.accelerator": "cpu"}
+    return {
+        "manifest": manifest,
+        "lora_dir": studio / "loras",
+        "output_dir": studio / "sweep",
+        "settings": settings,
+        "figures": ["ssim", "palette_distance"],
+        "resolution": 64,
+    }
+
+
+def lines(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "sweep.jsonl").read_text().splitlines()]
+
+
+def test_cells_are_predicts_own_pictures_and_the_content_is_inverted_once(given, studio, tiny_dir):
+    page = sweep(axes={"model.injection.features": [0.0, 1.0], "row.strength": [0.0, 1.0]}, **given)
+    expected = stylize(
+        studio,
+        tiny_dir,
+        row(studio, strength=1.0),
+        injection=CrossLoRAInjection(features=0.0),
+        guidance_scale=3.0,
+    )
+    made = load_image(given["output_dir"] / "cells" / "0_1" / "photo-gold.png")
+    assert made.tobytes() == expected[0].tobytes()
+    pictures = [load_image(file).tobytes() for file in sorted(given["output_dir"].glob("cells/*/*.png"))]
+    assert len(set(pictures)) == len(pictures) == 4
+    assert len(list((given["output_dir"] / "trajectories").rglob("*.safetensors"))) == 2  # content and style
+    told = lines(given["output_dir"])
+    assert [line["cell"] for line in told][1] == {"model.injection.features": "0", "row.strength": "1"}
+    html = page.read_text()
+    assert html.count("<img ") == 4
+    assert all(f">{line['ssim']:.4g}</td>" in html for line in told)
+    with Image.open(given["output_dir"] / "sweep.png") as drawing:
+        assert drawing.width > 300
+
+
+def test_an_axis_of_names_sets_several_things_together(given):
+    source = {"none": {"model.injection": "NoInjection"}, "whose <LoRA>": {"model.content_lora": "required"}}
+    page = sweep(axes={"source": source}, **given)
+    assert {file.parent.name for file in given["output_dir"].glob("cells/*/*.png")} == {"none", "whose-LoRA-"}
+    assert "whose &lt;LoRA&gt;" in page.read_text()
+
+
+@pytest.mark.parametrize(
+    ("axes", "told"),
+    [
+        ({}, "expected one or two, got 0"),
+        ({"a": [1], "b": [1], "c": [1]}, "expected one or two, got 3"),
+        ({"row.strength": []}, r"axes.row.strength: expected a list"),
+        ({"row.strenght": [1]}, r"'row.strenght' is no column of a region.*strength"),
+    ],
+)
+def test_what_is_wrong_with_axes_is_told(given, axes, told):
+    with pytest.raises(DiffstylerError, match=told):
+        sweep(axes=axes, **given)
+
+
+def test_a_figure_that_is_not_computed_is_told_with_the_reason(given):
+    with pytest.raises(DiffstylerError, match=r"'lpips' is not computed: networks.alexnet is not given"):
+        sweep(axes={"row.strength": [1.0]}, **{**given, "figures": ["lpips"]})
+
+
+@pytest.mark.parametrize("config", FIGURES, ids=lambda path: path.stem)
+def test_the_slides_figures_can_be_swept(config, given, capsys):
+    """Cut to the last two values of the first axis and the last of the other, the whole command is run."""
+    axes = yaml.safe_load(config.read_text())["axes"]
+    keep = dict(zip(axes, (2, 1), strict=False))
+    cut = {
+        name: values[-keep[name] :] if isinstance(values, list) else dict(list(values.items())[-keep[name] :])
+        for name, values in axes.items()
+    }
+    words = [f"--{key}={value}" for key, value in given.items() if key not in {"settings", "figures"}]
+    words += ["--settings", json.dumps(given["settings"]), "--axes", json.dumps(cut), "--figures", '["ssim"]']
+    assert main(["sweep", "--config", str(config), *words]) == 0
+    assert capsys.readouterr().out.strip().endswith("sweep.html")
+    assert len(lines(given["output_dir"])) == 2

@@ -1,0 +1,139 @@
+"""The report in a real browser: it opens from a file, slides, filters, sorts, and has nothing to complain of."""
+
+import json
+import shutil
+
+import pytest
+from PIL import Image
+
+from diffstyler.images import load_image, picture_sha256
+from diffstyler.metrics.base import FIGURES_NAME
+from diffstyler.predict.contact_sheet import write_sheet
+
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+NAMES = ("chromium", "chromium-browser", "google-chrome")
+CHROMIUM = next((path for name in NAMES if (path := shutil.which(name))), None)
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+
+NASTY = '</script><img src=x onerror="document.title=1">\'"&'
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Three results in two styles, with figures, and markup in every text."""
+    folder = tmp_path_factory.mktemp("report") / "out"
+    folder.mkdir()
+    for name, color in {"content": "red", "gold": "yellow", "sea": "blue"}.items():
+        Image.new("RGB", (60, 40), color).save(folder.parent / f"{name}.png")
+    for index, style in enumerate(("gold", "sea", "gold")):
+        id = f"row{index}"
+        Image.new("RGB", (60, 40), "green").save(folder / f"{id}.png")
+        content = folder.parent / "content.png"
+        told = {
+            "id": id,
+            "content": {"path": str(content), "sha256": picture_sha256(load_image(content))},
+            "regions": [{"style": {"path": str(folder.parent / f"{style}.png")}, "mask": NASTY, "prompt": NASTY}],
+            "settings": {"steps": 50, NASTY: NASTY, "own": index},
+            "seconds": 3 - index,
+        }
+        (folder / f"{id}.json").write_text(json.dumps(told))
+    lines = [{"id": f"row{index}", "ssim": value} for index, value in enumerate((0.5, 0.25))]
+    lines.append({"pictures": 2, "ssim": 9})
+    (folder / FIGURES_NAME).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser, folder):
+    """The opened report; whatever it says on the console, and whatever it asks of the network, fails the test."""
+    page = browser.new_page()
+    told = []
+    page.on("console", lambda message: told.append(message.text))
+    page.on("pageerror", lambda error: told.append(str(error)))
+    page.on("request", lambda request: told.append(request.url) if not request.url.startswith("file:") else None)
+    page.goto(write_sheet(folder).as_uri())
+    yield page
+    assert told == []
+    page.close()
+
+
+def shown(page) -> list[str]:
+    return page.locator("article:visible h2").all_inner_texts()
+
+
+def test_markup_of_a_manifest_is_text(page):
+    assert page.title() == "out"
+    assert NASTY in page.locator("article").first.inner_text()
+    assert page.locator("main img[src=x]").count() == 0
+
+
+def test_rows_are_found_by_words_and_by_style(page):
+    assert shown(page) == ["row0", "row1", "row2"]
+    page.get_by_label("Find").fill(" ROW1 ")
+    assert shown(page) == ["row1"]
+    page.get_by_label("Find").fill("")
+    page.get_by_label("Style").select_option("gold.png")
+    assert shown(page) == ["row0", "row2"]
+
+
+def test_rows_are_sorted_by_seconds_and_figures_and_those_without_come_last(page):
+    page.get_by_label("Sort").select_option("seconds")
+    assert shown(page) == ["row2", "row1", "row0"]
+    page.get_by_label("Sort").select_option("ssim")
+    assert shown(page) == ["row1", "row0", "row2"]
+    page.locator("#turn").click()
+    assert shown(page) == ["row0", "row1", "row2"]
+
+
+def test_the_slider_lays_the_content_over_the_result(page):
+    row = page.locator("article").first
+    assert row.locator(".before").count() == 0
+    row.get_by_label("content before").fill("30")
+    before = row.locator(".before")
+    assert before.evaluate("e => e.style.clipPath") == "inset(0px 70% 0px 0px)"
+    assert before.evaluate("e => e.src") == row.locator(".content img").evaluate("e => e.src")
+    boxes = [row.locator(name).bounding_box() for name in (".before", ".result a > img:first-child")]
+    assert boxes[0] == boxes[1]
+
+
+def test_keys_walk_compare_and_open(page):
+    for key in "jjb":
+        page.keyboard.press(key)
+    second = page.locator("article").nth(1)
+    assert second.locator(".before").evaluate("e => e.style.clipPath") == "inset(0px 0% 0px 0px)"
+    page.keyboard.press("Enter")
+    assert page.locator("dialog img").get_attribute("src").endswith("row1.png")
+    page.keyboard.press("Escape")
+    page.keyboard.press("/")
+    page.keyboard.type("jk")
+    assert page.get_by_label("Find").input_value() == "jk"
+
+
+def test_figures_and_settings_are_told_and_what_is_common_once(page):
+    assert "Means: ssim 0.375" in page.locator("aside").inner_text()
+    assert "ssim 0.5" in page.locator("article").first.inner_text()
+    html = page.content()
+    assert html.count("<dt>steps</dt>") == 1
+    assert html.count("<dt>own</dt>") == 3
+
+
+def test_dark_and_light(page):
+    def paper() -> str:
+        return page.evaluate("getComputedStyle(document.body).backgroundColor")
+
+    page.emulate_media(color_scheme="dark")
+    dark = paper()
+    page.locator("#theme").click()
+    light = paper()
+    page.locator("#theme").click()
+    assert paper() == dark != light
+    page.emulate_media(color_scheme="light")
+    assert paper() == dark

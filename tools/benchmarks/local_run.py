@@ -1,0 +1,69 @@
+"""Run the benchmark of localized style transfer: predict, measure, and compare the found masks with the exact ones.
+
+python tools/benchmarks/local_run.py --lora_dir loras --output_dir local -- --config configs/predict.yaml
+
+What follows ``--`` goes to diffstyler predict. The table is printed and written to ``local.md`` of the output folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+
+from diffstyler.cli.main import main as diffstyler
+from diffstyler.files import atomic_write, read_json
+from diffstyler.images import load_image
+from diffstyler.metrics.measure import bootstrap, measure
+
+BENCHMARK = Path(__file__).parents[2] / "benchmarks"
+FIGURES = ("ssim", "edge_agreement", "patch_distance_ratio", "palette_distance", "outside_largest", "seam")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--manifest", type=Path, default=BENCHMARK / "manifest.csv")
+    parser.add_argument("--lora_dir", type=Path, default=Path("loras"))
+    parser.add_argument("--output_dir", type=Path, default=Path("local"))
+    parser.add_argument("--resolution", type=int, default=256, help="short side that pictures are compared at")
+    parser.add_argument("predict", nargs="*", help="options of diffstyler predict, after --")
+    chosen = parser.parse_args(arguments)
+    words = ["--data.manifest", str(chosen.manifest), "--lora_dir", str(chosen.lora_dir)]
+    code = diffstyler(["predict", *chosen.predict, *words, "--output_dir", str(chosen.output_dir)])  # over a config's
+    figures = measure(chosen.output_dir, resolution=chosen.resolution)
+    rows: dict[str, list[float]] = {"mask_iou": [*ious(chosen.output_dir, chosen.manifest.parent / "masks").values()]}
+    rows |= {name: figures.values(name) for name in FIGURES}
+    lines = ["| figure | mean | 95 % interval | pictures |", "|---|---|---|---|"]
+    for name, values in rows.items():
+        low, high = bootstrap(values) if values else (np.nan, np.nan)
+        mean = np.mean(values) if values else np.nan
+        lines.append(f"| {name} | {mean:.3f} | {low:.3f} … {high:.3f} | {len(values)} |")
+    lines += ["", f"diffstyler {version('diffstyler')}, torch {version('torch')}, diffusers {version('diffusers')}; "]
+    lines[-1] += f"predict {json.dumps(chosen.predict)}"
+    table = "\n".join(lines) + "\n"
+    atomic_write(chosen.output_dir / "local.md", table.encode())
+    print(table)
+    return code
+
+
+def ious(output_dir: Path, masks: Path) -> dict[str, float]:
+    """Of each picture with an exact mask: the intersection of what was found (at least a half) with it, over the union.
+
+    ``masks`` holds ``<id>.png``, white = inside.
+    """
+    found = {}
+    for exact in sorted(masks.glob("*.png")):
+        sidecar = output_dir / f"{exact.stem}.json"
+        if sidecar.is_file():
+            name = read_json(sidecar)["regions"][0]["mask_file"]
+            a, b = (np.asarray(load_image(path).convert("L")) >= 128 for path in (output_dir / name, exact))
+            found[exact.stem] = float((a & b).sum() / max(1, (a | b).sum()))
+    return found
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
