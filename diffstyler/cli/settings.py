@@ -66,9 +66,10 @@ class Words:
     def settings(self) -> dict[str, Setting]:
         """By name, without the Trainer's."""
         own = {name: Setting("Path", default, FOLDERS[name]) for name, default in self.folders.items()}
+        linked = {*self.folders, "on_error"}  # to a top-level name
         for part, (file, kind) in {"model": self.model, "data": self.data}.items():
             read = settings_of(PACKAGE / file, kind).items()
-            own |= {f"{part}.{name}": setting for name, setting in read if name not in self.folders}
+            own |= {f"{part}.{name}": setting for name, setting in read if name not in linked}
         return {name: setting.with_default(self.classes.get(name)) for name, setting in own.items()}
 
     @property

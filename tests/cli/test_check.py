@@ -125,7 +125,7 @@ def test_rows_are_counted_as_they_run(studio, tiny_dirs, settings, region, monke
     from runs import stylize
 
     rows, run = [], Denoiser._run
-    monkeypatch.setattr(Denoiser, "_run", lambda self, own, call: rows.append(len(own)) or run(self, own, call))
+    monkeypatch.setattr(Denoiser, "_run", lambda self, own, *call: rows.append(len(own)) or run(self, own, *call))
     settings = {"num_inference_steps": 5, "content_lora": "off", **settings}
     triples = [
         Triple(f"{content}-{style}", studio / f"{content}.png", (StyleRegion(studio / f"{style}.png", **region),))

@@ -27,7 +27,9 @@ def page() -> str:
     for path in sorted((ROOT / "tests" / "faults").glob("test_*.py")):
         tree = ast.parse(path.read_text(encoding="utf-8"))
         parts.append(f"## {(ast.get_docstring(tree) or path.stem).splitlines()[0]}\n")
-        lines = [f"| {_words(test)} | `{path.name}` |" for test in tree.body if _is_test(test)]
+        lines = [
+            f"| {_words(test)} | [{path.name}](../tests/faults/{path.name}) |" for test in tree.body if _is_test(test)
+        ]
         parts.append("\n".join(["| what holds | tried in |", "|---|---|", *lines]) + "\n")
     return "\n".join(parts)
 
