@@ -156,11 +156,11 @@ def test_what_fails_in_one_picture_is_listed_with_it(studio, tiny_dir, monkeypat
     """Whatever the method raises."""
     real, calls = stylizer.denoise, []
 
-    def denoise(*args: object) -> object:
+    def denoise(*args: object, **told: object) -> object:
         calls.append(args)
         if len(calls) == 1:
             raise RuntimeError("out of memory")
-        return real(*args)
+        return real(*args, **told)
 
     monkeypatch.setattr(stylizer, "denoise", denoise)
     with pytest.raises(RuntimeError, match="out of memory"):
