@@ -9,6 +9,9 @@ from runs import finetune, row, stylize
 
 from diffstyler.adapters import LoRA, LowRank, read_lora, save_kohya
 from diffstyler.diffusion.initial import FromContent
+from diffstyler.predict.contact_sheet import write_sheet
+from diffstyler.predict.writer import StylizationWriter
+from diffstyler.types import Stylized
 
 MODULE = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k"
 
@@ -25,9 +28,9 @@ def test_an_export_that_is_killed_leaves_the_file_of_before(tmp_path, monkeypatc
     before = path.read_bytes()
     real, fsync = Path.open, os.fsync
 
-    def seen(self: Path, mode: str = "r", *more: object):
+    def seen(self: Path, mode: str = "r", **more) -> object:
         opened.append((self.suffix, mode))
-        return real(self, mode, *more)
+        return real(self, mode, **more)
 
     def kill(file: int) -> None:
         raise KeyboardInterrupt
@@ -56,3 +59,21 @@ def test_files_have_the_mode_that_the_umask_gives(studio, tiny_dir):
     assert {path.suffix for path in made} >= {".safetensors", ".json", ".png", ".html"}
     wrong = {str(path): oct(path.stat().st_mode) for path in made if path.stat().st_mode & 0o666 != 0o664}
     assert not wrong
+
+
+def test_links_in_the_output_folder_are_replaced_and_not_written_through(tmp_path):
+    elsewhere, out = tmp_path / "elsewhere", tmp_path / "out"
+    (elsewhere / "folder").mkdir(parents=True)
+    out.mkdir()
+    for name in ("a.png", "a.json", "index.html"):
+        (elsewhere / name).write_text("mine")
+        (out / name).symlink_to(elsewhere / name)
+    for name in ("masks", "thumbnails"):
+        (out / name).symlink_to(elsewhere / "folder")
+    told = {"id": "a", "key": "ab" * 32, "result": "a.png", "content": {}, "regions": []}
+    StylizationWriter(out).write(Stylized("a", torch.zeros(3, 16, 16), told, {"masks/a-1.png": torch.ones(16, 16)}))
+    write_sheet(out)
+    assert {file.read_text() for file in elsewhere.glob("*.*")} == {"mine"}
+    assert not list((elsewhere / "folder").iterdir())
+    assert not [path for path in out.rglob("*") if path.is_symlink()]
+    assert (out / "masks" / "a-1.png").is_file()
