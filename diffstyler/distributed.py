@@ -11,7 +11,7 @@ import secrets
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from subprocess import Popen
@@ -21,6 +21,7 @@ from typing import TypeVar
 import lightning
 import torch
 from filelock import FileLock, Timeout
+from lightning.fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 #: how often a process that has nothing to do looks whether others left it something
@@ -29,8 +30,11 @@ T = TypeVar("T")
 
 
 def part(trainer: lightning.Trainer) -> None:
-    """From here on no rank waits for another."""
+    """From here on no rank waits for another, nor dies with one: the first tells in the end which ended early."""
     trainer.strategy.barrier("part")
+    for thread in threading.enumerate():
+        if isinstance(thread, _ChildProcessObserver):
+            thread._child_processes = []  # else it kills all where one has died, and nobody tells why
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()  # Lightning would otherwise communicate before every step
 
@@ -116,8 +120,6 @@ class Tally:
         self._told: list[Told] = []
         if ranks > 1:
             folder.mkdir(parents=True, exist_ok=True)
-            if rank == 0:
-                _sweep(folder)
             self._lock = FileLock(self._file(rank, "lock"))
             self._lock.acquire()
 
@@ -125,6 +127,8 @@ class Tally:
     def of(cls, trainer: lightning.Trainer, folder: Path) -> Tally:
         """This run's; every rank calls it before it parts from the others."""
         run = trainer.strategy.broadcast(secrets.token_hex(8))
+        if trainer.is_global_zero:
+            sweep_ranks(folder)
         return cls(folder, run, trainer.global_rank, trainer.world_size)
 
     def add(self, told: Told) -> None:
@@ -142,11 +146,8 @@ class Tally:
         """Wait until every other rank has closed or ended -> what all of them told; only the first rank asks."""
         told = [*self._told, *(line for rank in range(1, self.ranks) for line in self._collect_from(rank))]
         self.close()
-        for rank in range(self.ranks if self.ranks > 1 else 0):
-            self._file(rank, "lock").unlink(missing_ok=True)
-            self._file(rank, "jsonl").unlink(missing_ok=True)
-        if self.ranks > 1 and not any(self.folder.iterdir()):
-            self.folder.rmdir()
+        if self.ranks > 1:
+            sweep_ranks(self.folder)
         return told
 
     def _collect_from(self, rank: int) -> Iterator[Told]:
@@ -160,12 +161,13 @@ class Tally:
         return self.folder / f"{self.run}-{rank}.{kind}"
 
 
-def _sweep(folder: Path) -> None:
-    """Remove what runs have left that were killed."""
-    for path in folder.glob("*-*.lock"):
-        try:
-            with FileLock(path).acquire(blocking=False):
+def sweep_ranks(folder: Path) -> None:
+    """Remove what runs have left in a tally's folder that ended, however they did, and the folder when it is empty."""
+    for run in {path.name.rpartition("-")[0] for path in folder.glob("*-*.*")}:
+        with ExitStack() as held, suppress(Timeout):  # what is locked belongs to a run that goes on
+            for path in folder.glob(f"{run}-*.lock"):
+                held.enter_context(FileLock(path).acquire(blocking=False))
+            for path in folder.glob(f"{run}-*.*"):
                 path.unlink(missing_ok=True)
-                path.with_suffix(".jsonl").unlink(missing_ok=True)
-        except Timeout:
-            continue
+    with suppress(OSError):
+        folder.rmdir()

@@ -26,6 +26,14 @@ def told_lines(problems: Sequence[object]) -> str:
     return "\n".join([*lines, f"… and {more} more"] if more else lines)
 
 
+def printable(text: str) -> str:
+    r"""The text with ``\u001b`` and the like in place of control characters, which files may hold and a terminal would
+    obey: ends of lines and tabs stay."""
+    return re.sub(
+        r"[\0-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", lambda found: f"\\u{ord(found[0]):04x}", text
+    )
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """``; did you mean 'x'?``, x the known word that is nearest, or nothing where none is near."""
     near = difflib.get_close_matches(word, list(known), n=1)

@@ -62,6 +62,13 @@ def check_writable(folder: Path) -> None:
         raise DiffstylerError(f"{folder}: expected room to write, but the disk is full; free some, or name another one")
 
 
+def own_folder(folder: Path) -> None:
+    """Make a folder inside an output folder; a link in its place is replaced, for what it names lies elsewhere."""
+    if folder.is_symlink():
+        folder.unlink(missing_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
+
+
 def sweep(folder: Path) -> None:
     """Remove what :func:`atomic_write` left in this folder where it was killed, and nothing that is being written."""
     for path in folder.glob(".*.tmp") if folder.is_dir() else ():

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from diffstyler.adapters.dialects import other_method, place_of, with_text_model, without_text_model
 from diffstyler.adapters.lora import LoRA, LowRank
 from diffstyler.errors import DiffstylerError
-from diffstyler.files import read_json
+from diffstyler.files import atomic_write, read_json
 
 WEIGHTS_NAME = "pytorch_lora_weights.safetensors"
 PEFT_NAME = "adapter_model.safetensors"
@@ -105,7 +105,8 @@ def save_lora(
     pipeline = StableDiffusionXLPipeline if "text_encoder_2" in parts else StableDiffusionPipeline
     pipeline.save_lora_weights(folder, **layers, **metadata)  # type: ignore[arg-type]
     path = folder / WEIGHTS_NAME
-    sort_metadata(path, {PREDICTION_KEY: prediction_type.partition("_")[0]} if prediction_type else {})
+    told = {PREDICTION_KEY: prediction_type.partition("_")[0]} if prediction_type else {}
+    atomic_write(path, sorted_metadata(path.read_bytes(), told))  # safetensors keeps its file from all others
     read = read_lora(path).parts
     if read.keys() != parts.keys() or not all(_same(modules, parts[part]) for part, modules in read.items()):
         raise LoRAFileError(f"{path}: what was read back differs from what was written; is the disk full?")
@@ -121,16 +122,15 @@ def _as_diffusers(part: str, modules: Mapping[str, LowRank]) -> State:
     return state
 
 
-def sort_metadata(path: Path, more: Mapping[str, str] | None = None) -> None:
-    """Add to a file's metadata, and sort them: safetensors writes them in another order each time, and equal LoRAs are
-    to be equal files."""
-    content = path.read_bytes()
+def sorted_metadata(content: bytes, more: Mapping[str, str] | None = None) -> bytes:
+    """A safetensors file with more metadata, sorted: safetensors writes them in another order each time, and equal
+    LoRAs are to be equal files."""
     end = 8 + int.from_bytes(content[:8], "little")
     header = json.loads(content[8:end])
     header["__metadata__"] = dict(sorted({**header["__metadata__"], **(more or {})}.items()))
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # the tensors begin at a multiple of 8 bytes
-    path.write_bytes(len(text).to_bytes(8, "little") + text + content[end:])
+    return len(text).to_bytes(8, "little") + text + content[end:]
 
 
 def read_lora(path: Path, *, allow_partial: bool = False) -> LoRA:

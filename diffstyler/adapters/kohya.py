@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save
 
 from diffstyler.adapters.dialects import kohya_name
-from diffstyler.adapters.files import PREDICTION_KEY, LoRAFileError, State, read_lora, sort_metadata
+from diffstyler.adapters.files import PREDICTION_KEY, LoRAFileError, State, read_lora, sorted_metadata
 from diffstyler.adapters.lora import LoRA, LowRank, largest_rank
 from diffstyler.errors import DiffstylerError
 from diffstyler.files import atomic_write
@@ -94,8 +94,7 @@ def save_kohya(path: Path, lora: LoRA, *, family: str, title: str, trigger: str 
         "modelspec.hash_sha256": "0x" + hashlib.sha256(data[8 + header :]).hexdigest(),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write(path, save(tensors, metadata))
-    sort_metadata(path)
+    atomic_write(path, sorted_metadata(save(tensors, metadata)))
     if max(_differences(lora, read_lora(path))) > 1e-6:
         raise LoRAFileError(f"{path}: what was read back differs from what was written; is the disk full?")
     return path

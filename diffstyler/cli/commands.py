@@ -10,6 +10,7 @@ from pathlib import Path
 
 from diffstyler.cli import settings
 from diffstyler.cli.messages import telling
+from diffstyler.errors import printable
 
 
 def fit(arguments: Sequence[str]) -> None:
@@ -113,7 +114,7 @@ def check(arguments: Sequence[str]) -> None:
     print(f"{'ok':8} {'settings':10} of {command}", flush=True)
     problems = 0
     for finding in look(cli.model, cli.datamodule, cli.trainer):
-        print(finding, flush=True)
+        print(printable(str(finding)), flush=True)
         problems += finding.problem
     if problems:
         raise SystemExit(1)
@@ -129,7 +130,7 @@ def inspect(arguments: Sequence[str]) -> None:
 
     from diffstyler.adapters import inspect_lora, lora_at
 
-    print(json.dumps(inspect_lora(lora_at(chosen.lora)), indent=2, ensure_ascii=False))
+    print(printable(json.dumps(inspect_lora(lora_at(chosen.lora)), indent=2, ensure_ascii=False)))
 
 
 #: the keys of adapters.kohya.FAMILIES, and of masking.fastsam.WEIGHTS: to import those takes seconds

@@ -12,6 +12,7 @@ from pathlib import Path
 from pydoc import locate
 
 from lightning import LightningDataModule, LightningModule
+from lightning.fabric.strategies.launchers import subprocess_script
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
@@ -57,6 +58,7 @@ class Run:
         """Trainer, model and datamodule as the arguments say; exits with code 2 where they cannot be."""
         for logger in ("lightning.pytorch", "lightning.fabric"):  # importing them sets the level
             logging.getLogger(logger).setLevel(logging.WARNING)
+        logging.getLogger(subprocess_script.__name__).setLevel(logging.INFO)  # it tells of a process that died, no more
         run = self
         trusted = limit_imports(arguments)
 

@@ -15,7 +15,7 @@ from typing import NoReturn
 
 from diffstyler.cli import commands
 from diffstyler.cli.messages import explain, is_surprising, quiet_libraries
-from diffstyler.errors import did_you_mean
+from diffstyler.errors import did_you_mean, printable
 
 COMMANDS = {
     "fit": (commands.fit, "fit a LoRA for every style (or content) picture of a manifest"),
@@ -108,5 +108,5 @@ def sigint_noted() -> Iterator[list[int]]:
 
 
 def _fail(text: str, code: int) -> int:
-    print(f"diffstyler: {text}", file=sys.stderr)
+    print(f"diffstyler: {printable(text)}", file=sys.stderr)
     return code

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from typing import NoReturn
 
 from diffstyler.chatter import LIBRARY_CHATTER, LOGGERS, redirect_ultralytics
-from diffstyler.errors import did_you_mean
+from diffstyler.errors import did_you_mean, printable
 
 #: whose classes settings may name, unless they are trusted: those of packages that do nothing else
 PACKAGES = ["diffstyler", "lightning", "torch.optim", "bitsandbytes.optim", "transformers.optimization"]
@@ -24,7 +24,7 @@ def telling(name: str, parser: type) -> type:
     class Parser(parser):  # type: ignore[misc]
         def error(self, message: str, ex: Exception | None = None) -> NoReturn:
             options = [o.lstrip("-") for action in self._actions for o in action.option_strings if o.startswith("--")]
-            text = f"diffstyler {name}: {explain(message, options)}\nsee diffstyler {name} --help\n"
+            text = f"diffstyler {name}: {printable(explain(message, options))}\nsee diffstyler {name} --help\n"
             raise SystemExit(self.exit(2, text))
 
     return Parser
@@ -82,12 +82,19 @@ def is_surprising(error: Exception) -> bool:
     return not type(error).__module__.startswith("diffstyler") and type(error) is not ValueError
 
 
+class _Printable(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
+
+
 def quiet_libraries() -> None:
     """For as long as the command runs."""
     for name, level in LOGGERS.items():
         if not name.startswith("lightning"):  # importing it sets the level
             logging.getLogger(name).setLevel(level)
-    logging.basicConfig(format="%(message)s", level=logging.INFO)
+    terminal = logging.StreamHandler()
+    terminal.setFormatter(_Printable("%(message)s"))
+    logging.basicConfig(handlers=[terminal], level=logging.INFO)
     for message in LIBRARY_CHATTER:
         warnings.filterwarnings("ignore", message)
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # transformers' too

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -44,7 +45,7 @@ class Crops:
     def __post_init__(self) -> None:
         for name in ("resolution", "crop_size", "count"):
             value = getattr(self, name)
-            if value is not None and value < 1:
+            if value is not None and not 1 <= value < math.inf:
                 raise DiffstylerError(f"crops.{name}: expected a positive number, got {value}")
 
     def settled(self, rows: int) -> Crops:

@@ -157,14 +157,17 @@ class LoRAFinetuner(lightning.LightningModule):
         preview_every: int | None = None,
     ) -> None:
         super().__init__()
-        counts = {"rank": rank, "batch_size": batch_size, "checkpoint_every": checkpoint_every}
+        counts = {"rank": rank, "alpha": alpha, "batch_size": batch_size, "checkpoint_every": checkpoint_every}
         for name, value in {**counts, "preview_every": preview_every}.items():
-            if value is not None and value < 1:
+            if value is not None and not 1 <= value < math.inf:
                 raise DiffstylerError(f"model.{name}: expected at least 1, got {value}")
         if preview_every is not None and preview_steps == 0:
             raise DiffstylerError("model.preview_every: model.preview_steps 0 draws no pictures; set one of them")
-        if gradient_clip is not None and not 0 < gradient_clip < math.inf:
-            raise DiffstylerError(f"model.gradient_clip: expected a number above 0, or null, got {gradient_clip}")
+        for name, value in {"gradient_clip": gradient_clip, "max_memory": max_memory}.items():
+            if value is not None and not 0 < value < math.inf:
+                raise DiffstylerError(f"model.{name}: expected a number above 0, or null, got {value}")
+        if preview_steps is not None and not 0 <= preview_steps < math.inf:
+            raise DiffstylerError(f"model.preview_steps: expected at least 0, or null, got {preview_steps}")
         self.automatic_optimization = False  # each LoRA has an optimizer of its own
         self.backbone = backbone if backbone is not None else StableDiffusion()
         self.library = LoRALibrary(Path(lora_dir))  # notebooks give text

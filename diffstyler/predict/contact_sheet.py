@@ -18,7 +18,7 @@ import jinja2
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
-from diffstyler.files import atomic_write, file_sha256, read_json, read_json_lines
+from diffstyler.files import atomic_write, file_sha256, own_folder, read_json, read_json_lines
 from diffstyler.images import ImageError, load_image, picture_sha256
 from diffstyler.metrics.base import FIGURES_NAME
 from diffstyler.types import StyleRegion
@@ -40,7 +40,7 @@ def write_sheet(output_dir: Path) -> Path:
     Figures are those that diffstyler test has left in the folder.
     """
     thumbnails = output_dir / "thumbnails"
-    thumbnails.mkdir(parents=True, exist_ok=True)
+    own_folder(thumbnails)
     show = functools.cache(functools.partial(_shown, output_dir))
     figures = _figures(output_dir)
     rows = [_row(output_dir, picture, sidecar, show, figures) for picture, sidecar in _sidecars(output_dir)]

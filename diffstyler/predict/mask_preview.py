@@ -14,7 +14,7 @@ from rich.progress import track
 from torchvision.transforms.functional import to_pil_image
 
 from diffstyler.backbones import Backbone, StableDiffusion
-from diffstyler.files import atomic_write
+from diffstyler.files import atomic_write, own_folder
 from diffstyler.images import is_picture, load_image, picture_sha256, save_image
 from diffstyler.manifests.pictures import read_manifest
 from diffstyler.masking import AttentionMasker, Masker, check_masks, find_masks
@@ -98,7 +98,7 @@ def _preview(masker: Masker, triple: Triple, feather: float, output_dir: Path) -
             masker, picture, prompts, feather=feather * min(picture.size), origin=triple.origin or triple.id
         )
     regions = []
-    (output_dir / "masks").mkdir(parents=True, exist_ok=True)
+    own_folder(output_dir / "masks")
     for number, (region, mask) in enumerate(zip(triple.regions, masks, strict=True), start=1):
         name = f"masks/{triple.id}-{number}.png"
         save_image(to_pil_image(mask), output_dir / name)

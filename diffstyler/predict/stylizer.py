@@ -179,8 +179,16 @@ class Stylizer(lightning.LightningModule):
         for name, steps in {"num_inference_steps": num_inference_steps, "inversion_steps": inversion_steps}.items():
             if steps is not None and not 1 <= steps <= MOST_STEPS:
                 raise DiffstylerError(f"model.{name}: expected 1 … {MOST_STEPS}, got {steps}")
-        if not 0 <= guidance_scale < math.inf:
-            raise DiffstylerError(f"model.guidance_scale: expected a number of at least 0, got {guidance_scale}")
+        for name, value in {
+            "guidance_scale": guidance_scale,
+            "cache_size": cache_size,
+            "inversion_refinements": inversion_refinements,
+        }.items():
+            if not 0 <= value < math.inf:
+                raise DiffstylerError(f"model.{name}: expected a number of at least 0, got {value}")
+        for name, value in {"resolution": resolution, "max_memory": max_memory}.items():
+            if value is not None and not 0 < value < math.inf:
+                raise DiffstylerError(f"model.{name}: expected a number above 0, or null, got {value}")
         low, high = guidance_interval
         if not 0 <= low < high <= 1:
             raise DiffstylerError(

@@ -17,7 +17,7 @@ from torchvision.transforms.functional import to_pil_image
 
 from diffstyler.distributed import Tally, Told, exit_codes, part
 from diffstyler.errors import told_lines
-from diffstyler.files import atomic_write, file_sha256, read_json, read_json_lines, sweep
+from diffstyler.files import atomic_write, file_sha256, own_folder, read_json, read_json_lines, sweep
 from diffstyler.images import load_image, save_image, to_image
 from diffstyler.predict.contact_sheet import write_sheet
 from diffstyler.types import Failed, Stylized, Triple
@@ -101,7 +101,7 @@ class StylizationWriter(BasePredictionWriter):
         self._keep_former(stylized.id, str(stylized.provenance.get("key")))
         for name, mask in stylized.masks.items():
             path = self.output_dir / name
-            path.parent.mkdir(exist_ok=True)
+            own_folder(path.parent)
             save_image(to_pil_image(mask), path)
         sha256 = save_image(to_image(stylized.pixels), self.output_dir / f"{stylized.id}.png")
         text = json.dumps(

@@ -1,6 +1,7 @@
 """LoRA files of impossible shapes and metadata: an error that names the file, and facts that are valid JSON."""
 
 import json
+import logging
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,8 @@ from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
 from safetensors.torch import save_file
 
 from diffstyler.adapters import LoRAFileError, inspect_lora, read_lora
+from diffstyler.cli.main import main
+from diffstyler.cli.messages import _Printable
 from diffstyler.images import is_picture
 
 MODULE = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k"
@@ -111,3 +114,39 @@ def test_pickles_are_no_pictures_and_are_not_opened(tmp_path, name):
     assert not is_picture(tmp_path / name)
     with pytest.raises(LoRAFileError, match="other formats can run code"):
         read_lora(tmp_path / name)
+
+
+def texts(value: object) -> list[str]:
+    """All texts in a JSON value."""
+    inner = [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, list) else []
+    return [value] if isinstance(value, str) else [text for one in inner for text in texts(one)]
+
+
+CONTROLS = ["\x1b[2J\x1b]0;mine\x07", "\x9b31m", "\x7f\b\b", "\r", "\u202e"]
+
+
+@pytest.mark.parametrize("control", CONTROLS)
+@pytest.mark.parametrize("place", ["key", "prompt", "base model", "tag", "configuration"])
+def test_what_files_tell_never_reaches_the_terminal_raw(tmp_path, capsys, control, place):
+    tensors = {**PEFT, f"un{control}known": DOWN.clone()} if place == "key" else PEFT
+    metadata = {
+        "prompt": {"modelspec.trigger_phrase": control},
+        "base model": {"ss_base_model_version": control},
+        "tag": {"ss_tag_frequency": json.dumps({"all": {control: 1}})},
+        "configuration": {LORA_ADAPTER_METADATA_KEY: json.dumps({"r": 2, "alpha_pattern": {f"({control}": 2}})},
+    }
+    save_file(tensors, path := tmp_path / "lora.safetensors", metadata.get(place))
+    assert main(["inspect", str(path)]) == 0
+    told = capsys.readouterr().out
+    assert place == "configuration" or control in "".join(texts(json.loads(told)))
+    main(["export", str(path), "--output", str(tmp_path / "out.safetensors")])
+    assert all(character.isprintable() or character == "\n" for character in told + "".join(capsys.readouterr()))
+
+
+@pytest.mark.parametrize("control", CONTROLS)
+def test_what_is_logged_is_printable(control):
+    record = logging.LogRecord("diffstyler", logging.WARNING, "", 0, "a %s\nb\tc", (control,), None)
+    quiet = _Printable("%(message)s").format(record)
+    assert quiet.startswith("a ")
+    assert quiet.endswith("\nb\tc")
+    assert all(character.isprintable() or character in "\n\t" for character in quiet)

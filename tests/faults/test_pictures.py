@@ -92,3 +92,16 @@ def test_what_cannot_be_read_is_told_by_its_path(tmp_path, kind, read):
     broken(path, kind)
     with pytest.raises(ImageError, match=r"a\.png: expected "):
         read(path)
+
+
+@pytest.mark.parametrize("suffix", ["gif", "webp", "tif", "png"])
+def test_of_an_animation_the_first_frame_alone_is_decoded(tmp_path, monkeypatch, suffix):
+    path, opened = tmp_path / f"a.{suffix}", []
+    colors = [Image.new("RGB", (40, 24), (255, shade, 0)) for shade in range(0, 240, 8)]
+    colors[0].save(path, save_all=True, append_images=colors[1:])
+    with Image.open(path) as animation:
+        assert animation.n_frames == len(colors)
+        kind, seek = type(animation), type(animation).seek
+    monkeypatch.setattr(kind, "seek", lambda self, frame: opened.append(frame) or seek(self, frame))
+    assert load_image(path).getpixel((0, 0)) == pytest.approx((255, 0, 0), abs=8)
+    assert set(opened) <= {0}

@@ -13,9 +13,13 @@ from diffstyler.errors import DiffstylerError
 from diffstyler.fit.finetuner import LoRAFinetuner
 from diffstyler.predict.stylizer import Stylizer
 
+ABOVE_0_IN_FIT = ("gradient_clip", "max_memory", "rank", "alpha", "batch_size", "checkpoint_every", "preview_every")
+FROM_0_IN_PREDICT = ("guidance_scale", "cache_size", "inversion_refinements", "feather")
 WRONG = [
-    *((LoRAFinetuner, "gradient_clip", value) for value in (0, -1, math.nan, math.inf)),
-    *((Stylizer, "guidance_scale", value) for value in (-1, math.nan, math.inf)),
+    *((LoRAFinetuner, name, value) for name in ABOVE_0_IN_FIT for value in (0, -1, math.nan, math.inf)),
+    *((LoRAFinetuner, "preview_steps", value) for value in (-1, math.nan, math.inf)),
+    *((Stylizer, name, value) for name in ("resolution", "max_memory") for value in (0, -1, math.nan, math.inf)),
+    *((Stylizer, name, value) for name in FROM_0_IN_PREDICT for value in (-1, math.nan, math.inf)),
     *((Stylizer, "num_inference_steps", value) for value in (0, -1, 1000, 10**6)),
     *((Stylizer, "inversion_steps", value) for value in (0, -1, 1000)),
 ]

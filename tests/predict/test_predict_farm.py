@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from PIL import Image
 from runs import DDP, children, row, start, stylize, wait_for
 
 from diffstyler.cli.main import main
-from diffstyler.distributed import Tally, Told
+from diffstyler.distributed import Tally, Told, sweep_ranks
 from diffstyler.predict import adapter_cache as lookup
 from diffstyler.predict.data import PredictData, Share
 from diffstyler.types import StyleRegion, Triple
@@ -53,6 +54,8 @@ def test_the_first_rank_reads_what_all_ranks_told(tmp_path):
     dead.add(Told("old"))
     dead._lock.release()  # as the kernel does when its process is killed
     other_run = Tally(folder, "other", 1, 2)
+    sweep_ranks(folder)
+    assert [path.name for path in folder.iterdir()] == ["other-1.lock"]
     first, second, killed = (Tally(folder, "run", rank, 3) for rank in range(3))
     first.add(Told("a"))
     second.add(Told("b", "m.csv row 2", "broken"))
@@ -131,8 +134,10 @@ def test_a_killed_rank_is_noticed_and_only_its_rows_are_made_again(command, stud
     process = start([*command, *options], studio / "loras", *DDP)
     wait_for(studio / "out", "*.png")
     os.kill(children(process)[0], signal.SIGKILL)
-    process.communicate(timeout=120)
-    assert process.returncode != 0
+    _, error = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert re.search(r"a rank ended early, \d pictures are missing \(.*run the same again", error)
+    assert not (studio / "out" / ".ranks").exists()
     before = {file: file.stat().st_mtime_ns for file in (studio / "out").glob("*.png")}
     before = {file: time for file, time in before.items() if file.with_suffix(".json").is_file()}
     assert 0 < len(before) < 4
