@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 import torch
@@ -52,7 +53,7 @@ def hub(monkeypatch, tmp_path) -> Iterator[Hub]:
                 self.wfile.write(data)
 
         def do_GET(self) -> None:
-            path = self.path.partition("?")[0].strip("/").split("/")
+            path = unquote(self.path.partition("?")[0]).strip("/").split("/")
             if path[:2] == ["api", "models"]:
                 repo, revision = "/".join(path[2:4]), path[5] if len(path) > 5 else "main"
                 name = next((name for name, commit in COMMITS.items() if revision in (name, commit)), "")

@@ -8,6 +8,12 @@ from compare import against, main
 from diffstyler.metrics.measure import Figures
 
 
+def printed(capsys) -> str:
+    """The first table, whatever bars stand before it."""
+    out = capsys.readouterr().out
+    return out[out.index("| method") :].split("\n\n")[0]
+
+
 def test_methods_stand_side_by_side_and_are_not_made_again(studio, tiny_dir, monkeypatch, capsys):
     (studio / "rows.csv").write_text("content,style\nphoto.png,gold.png\n")
     words = ["rows.csv", "--lora_dir", "loras", "--output_dir", "out", "--num_inference_steps", "2"]
@@ -15,8 +21,8 @@ def test_methods_stand_side_by_side_and_are_not_made_again(studio, tiny_dir, mon
     monkeypatch.chdir(studio)
     monkeypatch.setattr(sys, "argv", ["compare.py", *words])
     main()
-    table = capsys.readouterr().out
-    rows = {line.split(" | ")[0].strip("| "): line.split(" | ") for line in table.split("\n\n")[0].splitlines()[2:]}
+    table = printed(capsys)
+    rows = {line.split(" | ")[0].strip("| "): line.split(" | ") for line in table.splitlines()[2:]}
     assert {name: int(row[1]) for name, row in rows.items()} == {
         "default": 2 + 2 + 2 * 2 + 1,  # inversion of content and style, two targets a step, a source in the first
         "sdedit": 2,  # the last half of the steps
@@ -26,7 +32,7 @@ def test_methods_stand_side_by_side_and_are_not_made_again(studio, tiny_dir, mon
     assert len(made) == 3
     main()
     assert made == {file: file.stat().st_mtime_ns for file in made}
-    assert capsys.readouterr().out.split("\n\n")[0] == table.split("\n\n")[0]
+    assert printed(capsys) == table
     assert all((studio / "out" / name).is_file() for name in ("comparison.md", "grid.jpg", "pareto.png"))
 
 
