@@ -259,8 +259,11 @@ class NoFloat64(TorchDispatchMode):
         return output
 
 
-@pytest.mark.parametrize("tiny_dir", ["epsilon", "v_prediction"], indirect=True)
-@pytest.mark.parametrize("fusion", [FuseLatents(), FuseNoise(), FuseClean()])
+@pytest.mark.parametrize(
+    ("tiny_dir", "fusion"),
+    [("v_prediction", FuseLatents()), ("epsilon", FuseLatents()), ("epsilon", FuseNoise()), ("epsilon", FuseClean())],
+    indirect=["tiny_dir"],
+)
 def test_no_float64_reaches_the_device(tiny, schedule, fusion):
     tiny.to("meta")
     prompt = PromptEmbeds(torch.zeros(1, 32, 32, device="meta"))
