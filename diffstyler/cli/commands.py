@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from diffstyler.cli import settings
 from diffstyler.cli.messages import telling
@@ -55,34 +56,33 @@ def masks(arguments: Sequence[str]) -> None:
 
 
 def test(arguments: Sequence[str]) -> None:
-    from jsonargparse import ArgumentParser
-
-    from diffstyler.cli.settings import with_presets
     from diffstyler.metrics.base import FIGURES_NAME
     from diffstyler.metrics.measure import measure
     from diffstyler.predict.contact_sheet import write_sheet
 
-    parser = telling("test", ArgumentParser)("diffstyler test", description=measure.__doc__)
-    parser.add_argument("--config", action="config", help="a YAML file with any of these settings")
-    parser.add_function_arguments(measure)
-    settings = parser.instantiate(parser.parse_args(with_presets(arguments)[0])).as_dict()
-    settings.pop("config")
-    figures = measure(**settings)
-    print(figures.table(), settings["output_dir"] / FIGURES_NAME, write_sheet(settings["output_dir"]), sep="\n")
+    chosen = _arguments_of("test", measure, arguments)
+    figures = measure(**chosen)
+    print(figures.table(), chosen["output_dir"] / FIGURES_NAME, write_sheet(chosen["output_dir"]), sep="\n")
 
 
 def sweep(arguments: Sequence[str]) -> None:
+    from diffstyler.cli.sweep import sweep
+
+    print(sweep(**_arguments_of("sweep", sweep, arguments)))
+
+
+def _arguments_of(name: str, function: Callable, arguments: Sequence[str]) -> dict[str, Any]:
+    """What the words and configs of a command say that a function is to be given."""
     from jsonargparse import ArgumentParser
 
     from diffstyler.cli.settings import with_presets
-    from diffstyler.cli.sweep import sweep
 
-    parser = telling("sweep", ArgumentParser)("diffstyler sweep", description=sweep.__doc__)
+    parser = telling(name, ArgumentParser)(f"diffstyler {name}", description=function.__doc__)
     parser.add_argument("--config", action="config", help="a YAML file with any of these settings")
-    parser.add_function_arguments(sweep)
-    settings = parser.instantiate(parser.parse_args(with_presets(arguments)[0])).as_dict()
-    settings.pop("config")
-    print(sweep(**settings))
+    parser.add_function_arguments(function)
+    chosen = parser.instantiate(parser.parse_args(with_presets(arguments)[0])).as_dict()
+    del chosen["config"]
+    return chosen
 
 
 def check(arguments: Sequence[str]) -> None:
