@@ -23,7 +23,7 @@ STEPS, GUIDANCE = 50, 3.0
 
 def evaluate(model: Path, sheet: Path, renders: int, device: str) -> None:
     """Print a table of measures for the pipeline directory `model` and write its samples to `sheet`."""
-    pipeline = StableDiffusionPipeline.from_pretrained(model, dtype=torch.float32, safety_checker=None)
+    pipeline = StableDiffusionPipeline.from_pretrained(str(model), dtype=torch.float32, safety_checker=None)
     pipeline = pipeline.to(device)
     pipeline.set_progress_bar_config(disable=True)
     scenes = [render_scene(HELD_OUT_SEED + i) for i in range(renders)]
