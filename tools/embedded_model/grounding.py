@@ -5,12 +5,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 from transformers import CLIPTokenizer
-from world import WORDS, Scene
+from world import SETTINGS, WORDS, Scene
 
 from diffstyler.masking.attention import AttentionRecorder
 
-PLACED = WORDS[4:]  # all words but the time of day have a place
-CELL = 8  # pixels of a latent cell's side
+PLACED = WORDS[len(SETTINGS) :]  # all words but the time of day and "indoors" have a place
+CELL = 8  # pixels of a latent cell\'s side
 
 
 def word_masks(scene: Scene) -> np.ndarray:
