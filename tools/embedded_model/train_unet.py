@@ -43,9 +43,9 @@ class Latents:
 def train_unet(options: argparse.Namespace) -> None:
     """Noise prediction with min-SNR weights (Hang et al. 2023, eq. 3, gamma 5) and an averaged copy of the weights.
 
-    Of eight steps five take whole pictures of 256 px, by the compiled network. The three others run eagerly and teach
-    the cross-attention where each word lies, on whole pictures, on rectangles cut from them, and on larger ones. Some
-    of their rows ask for words that their picture may not show: those teach the attention alone.
+    Of eight steps six take whole pictures of 256 px, by the compiled network. The two others run eagerly and teach the
+    cross-attention where each word lies, on whole pictures and rectangles cut from them in turn, and on larger ones.
+    Some of their rows ask for words that their picture may not show: those teach the attention alone.
     """
     ranks = Ranks.join(options.device, options.seed)
     clock, device = Clock(options.minutes, ranks), ranks.device
@@ -131,10 +131,8 @@ def train_unet(options: argparse.Namespace) -> None:
         rate = min(1, (i + 1) / 300) * max(0.01, min(1, 2 * (1 - progress)))
         set_learning_rate(optimizer, options.learning_rate * rate)
         turn, count = i % 8, options.batch
-        if turn == 5:
-            grounding, error = step(denoiser.unet, small, count, grounded=True)
-        elif turn == 6:
-            cut = tuple(int(side) for side in shapes.choice((16, 24, 32), 2))
+        if turn == 6:
+            cut = None if i % 16 == 6 else tuple(int(side) for side in shapes.choice((16, 24, 32), 2))
             grounding, error = step(denoiser.unet, small, count, grounded=True, cut=cut)
         elif turn == 7:
             count = max(1, count // 3)
@@ -143,7 +141,7 @@ def train_unet(options: argparse.Namespace) -> None:
             _, error = step(unet, small, count, grounded=False)
             errors.append(error)
         i, seen = i + 1, seen + count * ranks.count
-        follow(average, denoiser, i)
+        follow(average, denoiser, i, most=0.999)
         if clock.time_to_report():
             recent = torch.stack(errors or [error]).mean()
             errors.clear()

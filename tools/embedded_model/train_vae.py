@@ -4,10 +4,11 @@ import argparse
 import copy
 import math
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
-from base_model import build_vae, save_vae
+from base_model import build_vae, load_vae, save_vae
 from diffusers import AutoencoderKL
 from evaluate_base import HELD_OUT_SEED, real_photographs, round_trip_psnr
 from painting import STYLES, paint
@@ -21,6 +22,7 @@ CROP = 128
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--resume", type=Path, help="what an earlier `vae` wrote, to go on from")
     parser.add_argument("--latent-channels", type=int, default=16)
     parser.add_argument("--batch", type=int, default=96, help=f"crops of {CROP} px in a batch of one rank")
     parser.add_argument("--learning-rate", type=float, default=8e-4)
@@ -36,7 +38,8 @@ def train_vae(options: argparse.Namespace) -> None:
     report(f"pictures of a rank: {len(scenes)} scenes, {len(leaves)} leaves")
     generator = torch.Generator(device).manual_seed(options.seed + ranks.rank)
     rng = np.random.default_rng(options.seed + ranks.rank)
-    vae = build_vae(options.latent_channels).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    vae = build_vae(options.latent_channels) if options.resume is None else load_vae(options.resume).train()
+    vae.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     ranks.share(vae)
     average = copy.deepcopy(vae).requires_grad_(False)
     report(f"vae: {sum(p.numel() for p in vae.parameters()) / 1e6:.2f} M parameters")
