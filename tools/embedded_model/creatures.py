@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
-from scene_objects import Color, Painter, Pen, hsv
+from scene_objects import Color, Painter, Pen, hsv, person
 
 WHITE, BLACK = hsv(0, 0, 0.97), hsv(0, 0, 0.04)
 
@@ -140,7 +140,7 @@ class Sitter:
             pen.ellipse(dx * 1.4 + side * 0.024, 0.572, 0.013, 0.008, skin * 0.45)
             if self.glasses:
                 ring = [(x + 0.068 * np.cos(a), y + 0.055 * np.sin(a)) for a in np.linspace(0, 2 * np.pi, 20)]
-                pen.line(ring, 0.013, BLACK)
+                pen.line(ring, 0.008, BLACK)
         pen.line([(dx + 0.01, 0.69), (dx * 1.5 + 0.03, 0.59), (dx * 1.4 + 0.015, 0.575)], 0.014, skin * 0.8)
         pen.line([(dx * 1.2, 0.68), (dx * 1.5, 0.6)], 0.018, np.minimum(skin * 1.12, 1))
         lip, at = np.clip(skin * np.array([0.92, 0.55, 0.55], np.float32), 0, 1), (dx * 1.2, 0.515)
@@ -150,7 +150,7 @@ class Sitter:
         pen.polygon([(at[0] + x, at[1] + y) for x, y in (*upper, *lower)], lip)
         pen.ellipse(at[0], at[1] - 0.013, 0.035, 0.008, np.minimum(lip * 1.2, 1))
         middle = [
-            (at[0] + x, at[1] - 0.002 + (rise - 0.002) * (x / 0.07) ** 2) for x in (-0.07, -0.035, 0, 0.035, 0.07)
+            (at[0] + x, at[1] - 0.002 + (rise - 0.002) * (x / 0.07) ** 2) for x in (-0.05, -0.025, 0, 0.025, 0.05)
         ]
         pen.line(middle, 0.016 if rise > 0.018 else 0.007, hsv(0.08, 0.04, 0.95) if rise > 0.018 else lip * 0.5)
         pen.line([(at[0] - 0.03, 0.478), (at[0] + 0.03, 0.478)], 0.008, skin * 0.86)
@@ -379,6 +379,15 @@ def _beast(pen: Pen, fur: Color, legs: float, deep: float, half: float) -> None:
         pen.line([(x, legs + 0.05), (x + 0.01, legs * 0.5), (x, 0.0)], deep * 0.28, fur * tone)
     pen.ellipse(0, legs + deep * 0.5, half, deep * 0.55, fur)
     pen.ellipse(-half * 0.55, legs + deep * 0.55, half * 0.45, deep * 0.55, fur)
+
+
+def figure(pen: Pen, rng: np.random.Generator) -> None:
+    """A whole person whose face has features."""
+    person(pen, rng)
+    for side in (-1, 1):
+        pen.disk(0.014 + side * 0.027, 0.893, 0.008, BLACK)
+    pen.line([(-0.012, 0.848), (0.015, 0.842), (0.04, 0.848)], 0.009, hsv(0.0, 0.6, 0.45))
+    pen.line([(0.016, 0.885), (0.022, 0.868)], 0.007, hsv(0.05, 0.5, 0.45))
 
 
 def dog(pen: Pen, rng: np.random.Generator) -> None:

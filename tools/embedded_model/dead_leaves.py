@@ -18,7 +18,7 @@ def render_leaves(seed: int, size: int = 256) -> np.ndarray:
     palette = _choose_palette(rng)
     textures = [_texture(rng, size) for _ in range(2)]
     image = _ground(rng, palette, textures[0])
-    smallest, count = rng.uniform(3, 14) * size / 256, int(rng.integers(12, 64))
+    smallest, count = rng.uniform(3, 14) * size / 256, int(rng.integers(12, 56))
     radii = np.minimum(smallest * rng.power(1.6, count) ** -1.3, 0.5 * size)
     if rng.random() < 0.5:
         radii = np.sort(radii)[::-1]  # small things before large ones, as in a portrait or a still life
@@ -221,7 +221,9 @@ def _photograph(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
         image = cv2.GaussianBlur(image, (0, 0), rng.uniform(0.4, 1.3))
     if rng.random() < 0.35:
         image = image + rng.uniform(0.2, 0.8) * (image - cv2.GaussianBlur(image, (0, 0), 1.2))
-    image = np.clip(image * rng.uniform(0.8, 1.2), 0, 1) ** rng.uniform(0.7, 1.4)
+    image = np.clip(image * rng.uniform(0.8, 1.2), 0, 1)
+    if rng.random() < 0.6:
+        image = cv2.pow(image, rng.uniform(0.7, 1.4))
     if rng.random() < 0.5:
         image = image + rng.standard_normal(image.shape, np.float32) * rng.uniform(0, 0.02)
     return np.clip(image, 0, 1).astype(np.float32)

@@ -17,6 +17,10 @@ SHEET_WORDS = (
     "sunset, sky, sun, mountain, field, house",
     "night, sky, moon, hill, pine",
     "day, sky, mountain, water, boat",
+    "indoors, wall, face, hair, shirt, person",
+    "indoors, table, wall, vase, flower, apple, bottle",
+    "day, sky, building, road, sidewalk, car, person",
+    "indoors, background, cat",
 )
 STEPS, GUIDANCE = 50, 3.0
 

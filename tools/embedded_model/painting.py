@@ -193,7 +193,7 @@ def _pastel(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         cv2.polylines(canvas, [stroke], False, color, width, cv2.LINE_AA, SUBPIXEL_BITS)
         cv2.polylines(cover, [stroke], False, int(rng.integers(60, 256)), width, cv2.LINE_AA, SUBPIXEL_BITS)
     grain = cv2.GaussianBlur(rng.standard_normal((size, size), np.float32), (0, 0), rng.uniform(0.6, 1.1))
-    pressure = _shrink(cover) * rng.uniform(1.5, 2.6) + 0.7 * grain / grain.std()
+    pressure = _shrink(cover) * rng.uniform(1.7, 3.2) + 0.5 * grain / grain.std()
     chalk = np.clip(pressure, 0.1, 1)[..., None]
     return _choose_tinted_paper(rng) * (1 - chalk) + _shrink(canvas) * chalk
 
@@ -279,7 +279,7 @@ def _halftone(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 def _glass(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """A stained window: large panes that follow the picture, glowing, streaked, in dark leading."""
     size, unit = len(image), len(image) / 256
-    side, vivid = rng.uniform(22, 46) * unit, _saturate(image, rng.uniform(1.4, 2.2))
+    side, vivid = rng.uniform(26, 50) * unit, _saturate(image, rng.uniform(1.4, 2.2))
     points = _jittered_grid(rng, size, side, 0.25)
     y, x = np.mgrid[0:size, 0:size].astype(np.float32)
     lab = cv2.cvtColor(cv2.GaussianBlur(vivid, (0, 0), 2 * unit), cv2.COLOR_RGB2LAB) / 100

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import cv2
 import numpy as np
-from creatures import BODIES, HEADS, Sitter
+from creatures import BODIES, HEADS, Sitter, figure
 from landscape import Light, choose_light, outdoors, stand_things
 from noise import fractal_noise
 from scene_objects import PAINTERS, Color, Pen, hsv
@@ -58,7 +58,7 @@ def street(rng: np.random.Generator, size: int) -> tuple[str, Stage]:
     stage = outdoors(rng, light, skyline, size, [("road", skyline + (0.01 if along else 0.0), 0.1)])
     feet = _buildings_along(rng, stage, light, skyline) if along else _buildings_across(rng, stage, light, skyline)
     for word, x, y, height in sorted(feet, key=lambda foot: foot[2]):
-        painter = {**VEHICLES, **PAINTERS, "lamp": street_lamp}[word]
+        painter = {**VEHICLES, **PAINTERS, "person": figure, "lamp": street_lamp}[word]
         stage.place(
             rng, word, painter, x, y, height, tint=light.tint, light_x=light.from_x,
             shadow=(0.25 if word in ("lamp", "tree", "person") else 1.4, 0.35),
@@ -193,7 +193,10 @@ def sea(rng: np.random.Generator, size: int) -> tuple[str, Stage]:
         )
     for _ in range(int(rng.integers(0, 4)) if shore < 1 else 0):
         word = str(rng.choice(["person", "ball", "rock", "dog"]))
-        painter, height = {**PAINTERS, **BODIES}[word], {"person": 0.36, "ball": 0.12, "rock": 0.12, "dog": 0.2}[word]
+        painter, height = (
+            {**PAINTERS, **BODIES, "person": figure}[word],
+            {"person": 0.36, "ball": 0.12, "rock": 0.12, "dog": 0.2}[word],
+        )
         stage.place(
             rng, word, painter, rng.uniform(0.08, 0.92), rng.uniform(shore + 0.08, 0.97), height,
             tint=light.tint, light_x=light.from_x, shadow=(0.5, 0.35),
@@ -246,7 +249,7 @@ def room(rng: np.random.Generator, size: int) -> tuple[str, Stage]:
     if rng.random() < 0.3:
         put(
             "person",
-            PAINTERS["person"],
+            figure,
             rng.uniform(0.15, 0.85),
             rng.uniform(edge + 0.12, 0.95),
             rng.uniform(0.55, 0.68),

@@ -58,6 +58,7 @@ def cells(rng: np.random.Generator, image: np.ndarray, palette: np.ndarray) -> n
     at = np.clip(points * scale, 0, scale * size - 1).astype(int)
     seeds[at[:, 1], at[:, 0]] = 0
     distance, labels = cv2.distanceTransformWithLabels(seeds, cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL)
+    labels = np.asarray(labels, np.int32)
     small = np.ascontiguousarray(labels[::scale, ::scale])
     count = int(labels.max()) + 1
     if rng.random() < 0.65:

@@ -39,13 +39,13 @@ Kind = Callable[[np.random.Generator, int], tuple[str, Stage]]
 KINDS: dict[str, tuple[Kind, float]] = {  # with the share of the seeds
     "landscape": (landscape, 0.36),
     "pasture": (pasture, 0.06),
-    "street": (street, 0.11),
-    "sea": (sea, 0.07),
-    "room": (room, 0.08),
-    "still life": (still_life, 0.08),
-    "portrait": (portrait, 0.1),
-    "closeup": (closeup, 0.07),
-    "vehicle": (vehicle, 0.04),
+    "street": (street, 0.1),
+    "sea": (sea, 0.06),
+    "room": (room, 0.07),
+    "still life": (still_life, 0.09),
+    "portrait": (portrait, 0.09),
+    "closeup": (closeup, 0.08),
+    "vehicle": (vehicle, 0.06),
     "flowers": (flowers, 0.03),
 }
 
