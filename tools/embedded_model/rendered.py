@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,7 +75,7 @@ def _render_chunk(job: tuple[Path, str, int]) -> None:
     path = out / f"{kind}-{len(arrays['pictures'][0])}-{first:08}.npz"
     unfinished = path.with_suffix(".tmp")
     with unfinished.open("wb") as file:
-        np.savez(file, **arrays)
+        np.savez(file, **arrays)  # type: ignore[arg-type]
     unfinished.replace(path)
 
 
@@ -86,30 +87,35 @@ def _render_in_styles(seed: int, size: int) -> tuple[list[tuple[np.ndarray, str,
     return [(_as_bytes(paint(scene.image, style, seed)), style, scene.words) for style in styles], word_masks(scene)
 
 
-def load_leaves(directory: Path, rank: int, ranks: int) -> Tensor:
-    """This rank's share of the leaves, (N, 3, H, W) uint8."""
-    return _as_channels(_read(directory, f"leaves-{SIZES[0]}", rank, ranks)["pictures"])
+def load_pictures(directory: Path, kind: str, rank: int, ranks: int) -> Tensor:
+    """This rank's share of the smaller pictures of a kind, "leaves" or "scenes", (N, 3, H, W) uint8."""
+    chunks = (np.load(path)["pictures"] for path in _chunks(directory, f"{kind}-{SIZES[0]}", rank, ranks))
+    return torch.cat([_as_channels(chunk) for chunk in chunks])
 
 
-def load_scenes(directory: Path, size: int, rank: int, ranks: int) -> Scenes:
-    """This rank's share of the scenes of one size."""
-    arrays = _read(directory, f"scenes-{size}", rank, ranks)
-    names = [json.loads(str(name)) for name in arrays["names"]]
-    pictures, places = _as_channels(arrays["pictures"]), torch.from_numpy(arrays["places"])
-    return Scenes(pictures, [style for style, *_ in names], [tuple(words) for _, *words in names], places)
+def read_scenes(directory: Path, size: int, rank: int, ranks: int) -> Iterator[Scenes]:
+    """This rank's share of the scenes of one size, chunk by chunk."""
+    for path in _chunks(directory, f"scenes-{size}", rank, ranks):
+        arrays = np.load(path)
+        names = [json.loads(str(name)) for name in arrays["names"]]
+        yield Scenes(
+            _as_channels(arrays["pictures"]),
+            [style for style, *_ in names],
+            [tuple(words) for _, *words in names],
+            torch.from_numpy(arrays["places"]),
+        )
 
 
-def _read(directory: Path, stem: str, rank: int, ranks: int) -> dict[str, np.ndarray]:
+def _chunks(directory: Path, stem: str, rank: int, ranks: int) -> list[Path]:
     paths = sorted(directory.glob(f"{stem}-*.npz"))
     paths = paths[: len(paths) // ranks * ranks][rank::ranks]
     if not paths:
         raise ValueError(f"{directory}: expected at least {ranks} chunks {stem}-*.npz; run `render` first")
-    chunks = [dict(np.load(path)) for path in paths]
-    return {key: np.concatenate([chunk[key] for chunk in chunks]) for key in chunks[0]}
+    return paths
 
 
 def _as_channels(pictures: np.ndarray) -> Tensor:
-    return torch.from_numpy(pictures).permute(0, 3, 1, 2).contiguous()
+    return torch.from_numpy(pictures).permute(0, 3, 1, 2)
 
 
 def _as_bytes(image: np.ndarray) -> np.ndarray:

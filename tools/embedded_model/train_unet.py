@@ -3,7 +3,7 @@
 import argparse
 import copy
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from base_model import Denoiser, build_scheduler, load_denoiser, load_vae, save_
 from captions import build_tokenizer
 from diffusers import AutoencoderKL
 from grounding import PLACED, grounding_loss, word_tokens
-from rendered import PAINTED_PER_SCENE, SIZES, Scenes, load_scenes
+from rendered import PAINTED_PER_SCENE, SIZES, Scenes, read_scenes
 from torch import Tensor, nn
 from training import Clock, Ranks, compile_if_possible, follow, report, set_learning_rate
 from transformers import CLIPTokenizer
@@ -21,6 +21,8 @@ from transformers import CLIPTokenizer
 from diffstyler.masking.attention import AttentionRecorder
 
 CAPTIONS_PER_PICTURE = 4
+GROUNDED = 4  # a batch that teaches where the words lie is so much smaller: its maps are not compiled
+CUTS = ((16, 32), (32, 16), (24, 32), (32, 24))  # (h, w) of rectangles in latents
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,6 +41,10 @@ class Latents:
     tokens: Tensor  # (N, CAPTIONS_PER_PICTURE, T) int64
     places: Tensor  # (N / (1 + PAINTED_PER_SCENE), words, h, w) uint8
 
+    @classmethod
+    def join(cls, parts: "list[Latents]") -> "Latents":
+        return cls(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(cls)))
+
 
 def train_unet(options: argparse.Namespace) -> None:
     """Noise prediction with min-SNR weights (Hang et al. 2023, eq. 3, gamma 5) and an averaged copy of the weights.
@@ -55,10 +61,9 @@ def train_unet(options: argparse.Namespace) -> None:
     vae = load_vae(options.vae).to(device)  # type: ignore[arg-type]
     data = []
     for size in SIZES:
-        scenes = load_scenes(options.pictures, size, ranks.rank, ranks.count)
-        data.append(_prepare(scenes, vae, tokenizer, rng))
-        report(f"latents of a rank: {tuple(data[-1].latents.shape)}, std {data[-1].latents[:256].float().std():.3f}")
-    del scenes
+        chunks = read_scenes(options.pictures, size, ranks.rank, ranks.count)
+        data.append(Latents.join([_prepare(scenes, vae, tokenizer, rng) for scenes in chunks]))
+        report(f"latents of a rank: {tuple(data[-1].latents.shape)}")
     empty = tokenize(tokenizer, [""]).to(device)
     asked = tokenize(tokenizer, [ask_for_words(rng) for _ in range(4096)]).to(device)
     named = word_tokens(tokenizer).to(device)
@@ -92,7 +97,8 @@ def train_unet(options: argparse.Namespace) -> None:
             masks = known.places[rows // (1 + PAINTED_PER_SCENE)].float() / 255
             masks = torch.where((way == 1).view(-1, 1, 1, 1), masks.flip(-1), masks)
         if cut is not None:
-            top, left = (int(shapes.integers(whole - part + 1)) for whole, part in zip(clean.shape[-2:], cut, strict=True))
+            spare = (clean.shape[-2] - cut[0], clean.shape[-1] - cut[1])
+            top, left = (int(shapes.integers(more + 1)) for more in spare)
             window = (..., slice(top, top + cut[0]), slice(left, left + cut[1]))
             clean, masks = clean[window], None if masks is None else masks[window]
         clean = clean.contiguous(memory_format=torch.channels_last)
@@ -132,10 +138,11 @@ def train_unet(options: argparse.Namespace) -> None:
         set_learning_rate(optimizer, options.learning_rate * rate)
         turn, count = i % 8, options.batch
         if turn == 6:
-            cut = None if i % 16 == 6 else tuple(int(side) for side in shapes.choice((16, 24, 32), 2))
+            count = max(1, count // GROUNDED)
+            cut = None if i % 16 == 6 else CUTS[int(shapes.integers(len(CUTS)))]
             grounding, error = step(denoiser.unet, small, count, grounded=True, cut=cut)
         elif turn == 7:
-            count = max(1, count // 3)
+            count = max(1, count // GROUNDED)
             grounding, error = step(denoiser.unet, large, count, grounded=True)
         else:
             _, error = step(unet, small, count, grounded=False)
@@ -146,7 +153,8 @@ def train_unet(options: argparse.Namespace) -> None:
             recent = torch.stack(errors or [error]).mean()
             errors.clear()
             speed = seen / (time.monotonic() - began)
-            report(f"unet step {i} progress {progress:.2f} mse {recent:.4f} grounding {grounding:.4f} {speed:.0f} samples/s")
+            figures = f"mse {recent:.4f} grounding {grounding:.4f} {speed:.0f} samples/s"
+            report(f"unet step {i} progress {progress:.2f} {figures}")
         if clock.time_to_save() and ranks.rank == 0:
             save_shards(average.state_dict(), options.out, "unet")
             report("unet saved")
@@ -156,8 +164,7 @@ def train_unet(options: argparse.Namespace) -> None:
 
 
 def _prepare(scenes: Scenes, vae: AutoencoderKL, tokenizer: CLIPTokenizer, rng: np.random.Generator) -> Latents:
-    captions = scenes.captions(rng, CAPTIONS_PER_PICTURE)
-    tokens = torch.cat([tokenize(tokenizer, captions[at : at + 4096]) for at in range(0, len(captions), 4096)])
+    tokens = tokenize(tokenizer, scenes.captions(rng, CAPTIONS_PER_PICTURE))
     tokens = tokens.view(len(scenes.pictures), CAPTIONS_PER_PICTURE, -1)
     return Latents(encode_both_ways(vae, scenes.pictures), tokens.to(vae.device), scenes.places.to(vae.device))
 

@@ -12,7 +12,7 @@ from base_model import build_vae, load_vae, save_vae
 from diffusers import AutoencoderKL
 from evaluate_base import HELD_OUT_SEED, real_photographs, round_trip_psnr
 from painting import STYLES, paint
-from rendered import SIZES, load_leaves, load_scenes
+from rendered import SIZES, load_pictures
 from torch import Tensor, nn
 from torch.nn import functional
 from training import Clock, Ranks, compile_if_possible, follow, report, set_learning_rate
@@ -33,8 +33,10 @@ def train_vae(options: argparse.Namespace) -> None:
     """L1 of pixels, gradients and spectra, turning into squared error for the last part, and a little KL."""
     ranks = Ranks.join(options.device, options.seed)
     clock, device = Clock(options.minutes, ranks), ranks.device
-    scenes = load_scenes(options.pictures, SIZES[0], ranks.rank, ranks.count).pictures.to(device)
-    leaves = load_leaves(options.pictures, ranks.rank, ranks.count).to(device)
+    scenes, leaves = (
+        load_pictures(options.pictures, kind, ranks.rank, ranks.count).to(device).contiguous()
+        for kind in ("scenes", "leaves")
+    )
     report(f"pictures of a rank: {len(scenes)} scenes, {len(leaves)} leaves")
     generator = torch.Generator(device).manual_seed(options.seed + ranks.rank)
     rng = np.random.default_rng(options.seed + ranks.rank)

@@ -28,7 +28,9 @@ class Ranks:
     @classmethod
     def join(cls, device: str, seed: int) -> "Ranks":
         rank, count = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-        chosen = torch.device(device, int(os.environ.get("LOCAL_RANK", "0"))) if device == "cuda" else torch.device(device)
+        chosen = (
+            torch.device(device, int(os.environ.get("LOCAL_RANK", "0"))) if device == "cuda" else torch.device(device)
+        )
         if chosen.type == "cuda":
             torch.cuda.set_device(chosen)
         if count > 1:
