@@ -2,10 +2,11 @@
 
 import numpy as np
 import pytest
-from captions import MAX_TOKENS, build_tokenizer, write_caption
+from captions import MAX_TOKENS, MORE_WORDS, build_tokenizer, write_caption
 from dead_leaves import render_leaves
+from grounding import PLACED, word_masks
 from painting import HELD_OUT_STYLES, PROMPTS, STYLES, TRAINING_STYLES, paint
-from world import TIMES, WORDS, render_scene
+from world import KINDS, PARTS, SETTINGS, WORDS, render_scene
 
 SEEDS = range(12)
 
@@ -28,29 +29,41 @@ def test_pictures_have_size_and_range(size):
         assert picture.std() > 0.02
 
 
-def test_masks_partition_picture_and_clouds_lie_in_sky():
-    cloudy = 0
+@pytest.mark.parametrize("kind", KINDS)
+def test_masks_partition_picture_and_parts_lie_in_their_wholes(kind):
+    for seed in SEEDS[:4]:
+        masks = render_scene(seed, 128, kind=kind).masks
+        wholes = [mask for word, mask in masks.items() if word not in PARTS]
+        assert (np.sum(wholes, axis=0) == 1).all()
+        for part in set(PARTS) & set(masks):
+            assert not (masks[part] & ~masks[PARTS[part]]).any(), part
+
+
+def test_every_part_is_seen_somewhere():
+    kinds = ("landscape", "portrait")
+    seen = {word for kind in kinds for seed in SEEDS for word in render_scene(seed, 128, kind=kind).masks}
+    assert set(PARTS) <= seen
+
+
+def test_parts_of_portrayed_person_partition_them():
     for seed in SEEDS:
-        masks = dict(render_scene(seed).masks)
-        clouds = masks.pop("clouds", None)
-        assert (sum(mask.astype(int) for mask in masks.values()) == 1).all()
-        if clouds is not None:
-            cloudy += 1
-            assert not (clouds & ~masks["sky"]).any()
-    assert cloudy
+        masks = render_scene(seed, 128, kind="portrait").masks
+        parts = [masks[word].astype(int) for word in ("face", "hair", "hat", "shirt") if word in masks]
+        np.testing.assert_array_equal(sum(parts), masks["person"].astype(int))
 
 
-def test_words_are_time_of_day_and_masks():
+def test_words_are_setting_and_masks():
     for seed in SEEDS:
         scene = render_scene(seed)
-        assert scene.words[0] in TIMES
+        assert scene.words[0] in SETTINGS
         assert set(scene.words[1:]) == set(scene.masks)
         assert set(scene.words) <= set(WORDS)
         assert all(mask.any() for mask in scene.masks.values())
 
 
 def test_sky_mask_covers_what_looks_like_sky():
-    days = [scene for scene in map(render_scene, SEEDS) if scene.words[0] == "day"]
+    scenes = [render_scene(seed, kind="landscape") for seed in SEEDS]
+    days = [scene for scene in scenes if scene.words[0] == "day"]
     assert days
     for scene in days:
         red, _, blue = scene.image[scene.masks["sky"]].mean(0)
@@ -58,7 +71,7 @@ def test_sky_mask_covers_what_looks_like_sky():
 
 
 def test_every_style_changes_picture_in_its_own_way():
-    image = render_scene(2).image
+    image = render_scene(2, kind="landscape").image
     painted = {style: paint(image, style, 0) for style in STYLES}
     np.testing.assert_array_equal(painted["photo"], image)
     for style, picture in painted.items():
@@ -91,3 +104,15 @@ def test_captions_fit_and_hold_known_tokens_only():
             ids = tokenizer(caption).input_ids
             assert len(ids) == len(words) + 2 <= MAX_TOKENS  # every word is one token, between start and end
             assert tokenizer.eos_token_id not in ids[:-1]  # which stands for unknown ones too
+    for word in (*WORDS, *" ".join(PROMPTS.values()).split(), *MORE_WORDS.split()):
+        assert len(tokenizer(word).input_ids) == 3, word
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_mask_has_its_place_in_the_grounding(kind):
+    for seed in SEEDS[:4]:
+        scene = render_scene(seed, 128, kind=kind)
+        cells = word_masks(scene)
+        assert set(scene.masks) == {word for word, cell in zip(PLACED, cells, strict=True) if cell.any()} | {
+            word for word, mask in scene.masks.items() if mask.mean() < 1e-3
+        }

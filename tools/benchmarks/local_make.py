@@ -54,7 +54,7 @@ def main() -> None:
 
 def usable() -> Iterator[Scene]:
     """Scenes with at least two regions that are neither tiny nor nearly everything."""
-    scenes = (render_scene(seed, SIDE) for seed in itertools.count(FIRST_SEED))
+    scenes = (render_scene(seed, SIDE, kind="landscape") for seed in itertools.count(FIRST_SEED))
     return (scene for scene in scenes if len(regions(scene)) >= 2)
 
 

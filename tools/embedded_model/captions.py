@@ -10,9 +10,23 @@ from transformers import CLIPTokenizer
 from world import WORDS
 
 MAX_TOKENS = 32
+MOST_WORDS = 12  # of a scene in one caption, so that it fits
 MORE_WORDS = (
     "a painting in the style of mosaic impasto drawing picture landscape with and by on under red green blue yellow "
-    "white black mountains hills trees houses flowers boats people dog bird horse grass face sea lake river road"
+    "white black mountains hills trees houses flowers boats people grass sea lake river road an at from over near "
+    "beside behind front two three many some his her man woman child boy girl men women portrait animal animals eyes "
+    "eye nose mouth ear ears head hand hands body arm leg skin fur wing tail coat dress jacket shoes glasses beard "
+    "gray brown pink purple golden dark bright light shadow old young big small large little beautiful wooden stone "
+    "city town village church tower bridge castle palace roof door wall street square market garden park forest wood "
+    "woods leaf leaves bush path river lake shore coast harbor port wave waves sand snow ice rain fog storm sunrise "
+    "morning evening spring summer autumn winter fruit food cake tea coffee glass wine water milk vegetable tomato "
+    "cheese meat knife fork spoon bed desk door kitchen bedroom house home lamp clock mirror carpet basket box paper "
+    "bicycle motorcycle truck tram wagon wheel plane balloon rocket astronaut helmet suit flag sign letter toy doll "
+    "lion tiger elephant bear wolf fox rabbit mouse duck chicken swan owl butterfly bee goat pig donkey giraffe zebra "
+    "photograph photo image art artwork sketch print canvas color colors colorful vintage modern abstract detailed "
+    "close up view scene interior still life standing sitting walking running playing looking holding wearing smiling "
+    "style texture oil brush strokes ink van gogh monet picasso starry night sunflowers cubism expressionism ukiyo "
+    "japanese chinese comic cartoon anime pixel fresco tapestry ceramic marble bronze gold silver copper neon crayon"
 )
 
 
@@ -23,7 +37,8 @@ def write_caption(rng: np.random.Generator, style: str, words: Sequence[str]) ->
         chosen = [str(word) for word in rng.permutation(chosen)]
     if rng.random() < 0.1:
         chosen = chosen[: int(rng.integers(1, 4))]
-    return f"{PROMPTS[style]} {', '.join(chosen[:12])}"
+    kept = sorted(rng.permutation(len(chosen))[:MOST_WORDS])
+    return f"{PROMPTS[style]} {', '.join(chosen[i] for i in kept)}"
 
 
 def build_tokenizer() -> CLIPTokenizer:
@@ -35,7 +50,7 @@ def build_tokenizer() -> CLIPTokenizer:
     )
     rows = [f"{prompt} {', '.join(WORDS)}" for prompt in PROMPTS.values()]
     trainer = trainers.BpeTrainer(
-        vocab_size=1200,
+        vocab_size=4000,
         initial_alphabet=sorted(alphabet),
         end_of_word_suffix="</w>",
         special_tokens=[],

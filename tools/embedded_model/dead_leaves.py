@@ -4,29 +4,53 @@ from collections.abc import Callable
 
 import cv2
 import numpy as np
-from noise import fractal_noise, smear
+from noise import fractal_noise
+from surface_marks import MARKS, comb
 
 
 def render_leaves(seed: int, size: int = 256) -> np.ndarray:
-    """One picture of random shapes, (H, W, 3) float32 in [0, 1]; the same seed and size give the same picture."""
+    """One picture of random shapes, (H, W, 3) float32 in [0, 1]; the same seed and size give the same picture.
+
+    In most pictures some surfaces are filled with the marks of `surface_marks`, which take up what lies under them.
+    """
     cv2.setNumThreads(1)
     rng = np.random.default_rng([seed, 1])
     palette = _choose_palette(rng)
-    textures = [_texture(rng, size) for _ in range(4)]
+    textures = [_texture(rng, size) for _ in range(2)]
     image = _ground(rng, palette, textures[0])
-    smallest, count = rng.uniform(3, 14), int(rng.integers(20, 150))
+    smallest, count = rng.uniform(3, 14) * size / 256, int(rng.integers(12, 56))
     radii = np.minimum(smallest * rng.power(1.6, count) ** -1.3, 0.5 * size)
     if rng.random() < 0.5:
         radii = np.sort(radii)[::-1]  # small things before large ones, as in a portrait or a still life
-    blurred_at = int(rng.integers(count)) if rng.random() < 0.4 else -1
+    blurred_at = int(rng.integers(count)) if rng.random() < 0.35 else -1
+    marked_at = set(rng.integers(count, size=int(rng.choice(4, p=[0.22, 0.48, 0.2, 0.1]))).tolist())
     for i, radius in enumerate(radii):
         _add_leaf(rng, image, palette, textures, radius)
         if i == blurred_at:  # what lies behind is out of focus
             image = cv2.GaussianBlur(image, (0, 0), rng.uniform(1, 5))
+        if i in marked_at:
+            image = _mark(rng, image, palette)
     for add in DETAILS:
-        if rng.random() < 0.35:
+        if rng.random() < 0.3:
             image = add(rng, image, palette)
     return _photograph(rng, image)
+
+
+def _mark(rng: np.random.Generator, image: np.ndarray, palette: np.ndarray) -> np.ndarray:
+    """Fill the whole picture, one side of a line or a blob with marks of one kind."""
+    size = len(image)
+    marked = np.clip(MARKS[int(rng.integers(len(MARKS)))](rng, image, palette), 0, 1).astype(np.float32)
+    kind = int(rng.integers(3))
+    if kind == 0:
+        return marked
+    if kind == 1:
+        y, x = np.mgrid[0:size, 0:size].astype(np.float32)
+        turn = rng.uniform(0, 2 * np.pi)
+        side = (x - rng.uniform(0.3, 0.7) * size) * np.cos(turn) + (y - rng.uniform(0.3, 0.7) * size) * np.sin(turn)
+        alpha = np.clip(side + 0.5, 0, 1)
+    else:
+        alpha = _outline(rng, (size, size), rng.uniform(0.2, 0.8, 2) * size, rng.uniform(0.2, 0.6) * size)
+    return (image + (marked - image) * alpha[..., None]).astype(np.float32)
 
 
 def _choose_palette(rng: np.random.Generator) -> np.ndarray:
@@ -46,9 +70,7 @@ def _texture(rng: np.random.Generator, size: int) -> np.ndarray:
     if kind == 0:
         return fractal_noise(rng, size, size, octaves=8, persistence=rng.uniform(0.45, 0.95))
     if kind == 1:  # fur, hair, grass, wood: noise combed along a wandering direction
-        angle = rng.uniform(0, np.pi) + rng.uniform(0.2, 1.2) * fractal_noise(rng, size, size, octaves=3)
-        combed = smear(rng.standard_normal((size, size), np.float32), angle, int(rng.integers(6, 20)))
-        return combed / combed.std() + 0.5 * fractal_noise(rng, size, size, octaves=4)
+        return comb(rng, size) + 0.5 * fractal_noise(rng, size, size, octaves=4)
     if kind == 2:  # gravel, foliage: lit bumps
         bumps = fractal_noise(rng, size, size, octaves=3, persistence=0.6, base=int(rng.integers(12, 40)))
         lit = cv2.Sobel(np.abs(bumps), cv2.CV_32F, 1, 1, ksize=3) + 0.4 * cv2.Sobel(bumps, cv2.CV_32F, 0, 1, ksize=3)
@@ -81,18 +103,27 @@ def _add_leaf(
     if right - left < 2 or bottom - top < 2:
         return
     alpha = _outline(rng, (bottom - top, right - left), center - (left, top), radius)
+    x, y, wide, high = cv2.boundingRect((alpha > 0).astype(np.uint8))
+    if not wide:
+        return
+    pad = int(0.15 * radius) + 3
+    rows, columns = slice(max(y - pad, 0), y + high + pad), slice(max(x - pad, 0), x + wide + pad)
+    alpha = np.ascontiguousarray(alpha[rows, columns])
+    top, left = top + rows.start, left + columns.start
+    bottom, right = top + alpha.shape[0], left + alpha.shape[1]
     if rng.random() < 0.25:
-        alpha = cv2.GaussianBlur(alpha, (0, 0), rng.uniform(0.5, max(0.6, radius * 0.25)))
-    y, x = np.mgrid[top:bottom, left:right].astype(np.float32)
-    u, v = (x - center[0]) / radius, (y - center[1]) / radius
-    color = palette[rng.integers(len(palette))] + rng.normal(0, 0.04, 3)
+        alpha = cv2.GaussianBlur(alpha, (0, 0), rng.uniform(0.5, max(0.6, radius * 0.08)))
+    u = ((np.arange(left, right) - center[0]) / radius).astype(np.float32)[None]
+    v = ((np.arange(top, bottom) - center[1]) / radius).astype(np.float32)[:, None]
+    color = palette[rng.integers(len(palette))] + rng.normal(0, 0.04, 3).astype(np.float32)
     second = palette[rng.integers(len(palette))]
     turn = rng.uniform(0, 2 * np.pi)
-    ramp = u * np.cos(turn) + v * np.sin(turn)
+    right_of, below = float(np.cos(turn)), float(np.sin(turn))
+    ramp = u * right_of + v * below
     tone = 1 + rng.uniform(-0.45, 0.45) * ramp
     if rng.random() < 0.4:  # a rounded body
         tone = tone + rng.uniform(0.1, 0.45) * (0.5 - u**2 - v**2)
-    surface = color * np.ones((bottom - top, right - left, 1))
+    surface = color
     if rng.random() < 0.3:
         blend = np.clip(0.5 + 0.7 * ramp, 0, 1)[..., None]
         surface = color * blend + second * (1 - blend)
@@ -102,13 +133,13 @@ def _add_leaf(
     surface = surface * tone[..., None]
     if rng.random() < 0.25:  # a specular highlight
         spread = rng.uniform(0.05, 0.3)
-        glint = np.exp(-((u - 0.4 * np.cos(turn)) ** 2 + (v - 0.4 * np.sin(turn)) ** 2) / spread**2)
+        glint = np.exp(-((u - 0.4 * right_of) ** 2 + (v - 0.4 * below) ** 2) / spread**2)
         surface = surface + rng.uniform(0.2, 0.9) * glint[..., None]
     patch, alpha = image[top:bottom, left:right], alpha[..., None]
     if rng.random() < 0.4:  # a cast shadow
         cast = cv2.GaussianBlur(np.roll(alpha[..., 0], (2, 2), (0, 1)), (0, 0), max(1.0, radius * 0.12))
         patch *= 1 - rng.uniform(0.2, 0.6) * cast[..., None]
-    patch[...] = patch * (1 - alpha) + np.clip(surface, 0, 1) * alpha
+    patch += (np.clip(surface, 0, 1) - patch) * alpha
 
 
 def _outline(rng: np.random.Generator, shape: tuple[int, int], center: np.ndarray, radius: float) -> np.ndarray:
@@ -190,6 +221,9 @@ def _photograph(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
         image = cv2.GaussianBlur(image, (0, 0), rng.uniform(0.4, 1.3))
     if rng.random() < 0.35:
         image = image + rng.uniform(0.2, 0.8) * (image - cv2.GaussianBlur(image, (0, 0), 1.2))
-    image = np.clip(image * rng.uniform(0.8, 1.2), 0, 1) ** rng.uniform(0.7, 1.4)
-    grain = rng.standard_normal(image.shape, np.float32) * rng.uniform(0, 0.02) * (rng.random() < 0.5)
-    return np.clip(image + grain, 0, 1).astype(np.float32)
+    image = np.clip(image * rng.uniform(0.8, 1.2), 0, 1)
+    if rng.random() < 0.6:
+        image = cv2.pow(image, rng.uniform(0.7, 1.4))
+    if rng.random() < 0.5:
+        image = image + rng.standard_normal(image.shape, np.float32) * rng.uniform(0, 0.02)
+    return np.clip(image, 0, 1).astype(np.float32)

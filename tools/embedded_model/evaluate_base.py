@@ -17,13 +17,17 @@ SHEET_WORDS = (
     "sunset, sky, sun, mountain, field, house",
     "night, sky, moon, hill, pine",
     "day, sky, mountain, water, boat",
+    "indoors, wall, face, hair, shirt, person",
+    "indoors, table, wall, vase, flower, apple, bottle",
+    "day, sky, building, road, sidewalk, car, person",
+    "indoors, background, cat",
 )
 STEPS, GUIDANCE = 50, 3.0
 
 
 def evaluate(model: Path, sheet: Path, renders: int, device: str) -> None:
     """Print a table of measures for the pipeline directory `model` and write its samples to `sheet`."""
-    pipeline = StableDiffusionPipeline.from_pretrained(model, dtype=torch.float32, safety_checker=None)
+    pipeline = StableDiffusionPipeline.from_pretrained(str(model), dtype=torch.float32, safety_checker=None)
     pipeline = pipeline.to(device)
     pipeline.set_progress_bar_config(disable=True)
     scenes = [render_scene(HELD_OUT_SEED + i) for i in range(renders)]

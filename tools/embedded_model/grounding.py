@@ -5,19 +5,20 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 from transformers import CLIPTokenizer
-from world import WORDS, Scene
+from world import SETTINGS, WORDS, Scene
 
 from diffstyler.masking.attention import AttentionRecorder
 
-PLACED = WORDS[4:]  # all words but the time of day have a place
-SIDE = 32
+PLACED = WORDS[len(SETTINGS) :]  # all words but the time of day and "indoors" have a place
+CELL = 8  # pixels of a latent cell\'s side
 
 
 def word_masks(scene: Scene) -> np.ndarray:
-    """(words of `PLACED`, SIDE, SIDE) uint8: the share of each cell that the word covers, 0 … 255."""
-    masks = np.zeros((len(PLACED), SIDE, SIDE), np.uint8)
+    """(words of `PLACED`, H / 8, W / 8) uint8: the share of each latent cell that the word covers, 0 … 255."""
+    side = len(scene.image) // CELL
+    masks = np.zeros((len(PLACED), side, side), np.uint8)
     for word, mask in scene.masks.items():
-        cells = mask.reshape(SIDE, mask.shape[0] // SIDE, SIDE, -1).mean((1, 3))
+        cells = mask.reshape(side, CELL, side, CELL).mean((1, 3))
         masks[PLACED.index(word)] = np.round(255 * cells)
     return masks
 

@@ -16,6 +16,9 @@ def hsv(hue: float, saturation: float, value: float) -> Color:
     return np.array(colorsys.hsv_to_rgb(hue % 1.0, min(saturation, 1.0), min(value, 1.0)), np.float32)
 
 
+Painter = Callable[["Pen", np.random.Generator], None]
+
+
 class Pen:
     """Draws shapes on a canvas and on a mask alike, in units of the object: foot at (0, 0), height 1, y upward."""
 
@@ -52,6 +55,54 @@ class Pen:
         thickness = max(1, round(width * self.height))
         cv2.polylines(self.canvas, [corners], False, self._paint(color), thickness, cv2.LINE_AA, SUBPIXEL_BITS)
         cv2.polylines(self.mask, [corners], False, 255, thickness, cv2.LINE_AA, SUBPIXEL_BITS)
+
+    def clip_line(self, points: Sequence[tuple[float, float]], width: float, color: Color) -> None:
+        """A line on what is drawn so far, cut off where that ends."""
+        stroke = np.zeros_like(self.mask)
+        thickness = max(1, round(width * self.height))
+        cv2.polylines(stroke, [self._to_pixels(points)], False, 255, thickness, cv2.LINE_AA, SUBPIXEL_BITS)
+        self._cover(stroke, color)
+
+    def clip_ellipse(self, x: float, y: float, radius_x: float, radius_y: float, color: Color) -> None:
+        """An ellipse on what is drawn so far, cut off where that ends."""
+        t = np.linspace(0, 2 * np.pi, 24, endpoint=False)
+        spot = np.zeros_like(self.mask)
+        outline = self._to_pixels(np.stack([x + radius_x * np.cos(t), y + radius_y * np.sin(t)], 1))  # type: ignore[arg-type]
+        cv2.fillPoly(spot, [outline], 255, cv2.LINE_AA, SUBPIXEL_BITS)
+        self._cover(spot, color)
+
+    def hairs(self, rng: np.random.Generator, count: int, length: float, jitter: float, *, lean: float | None) -> None:
+        """Short hairs all over what is drawn so far, each near the color that lies under it.
+
+        `lean` is their direction in radians, counter-clockwise from the right; None: away from the middle.
+        """
+        rows, columns = np.nonzero(self.mask[::2, ::2] > 127)
+        if not len(rows):
+            return
+        chosen = rng.integers(len(rows), size=count)
+        starts = np.stack([columns[chosen], rows[chosen]], 1) * 2
+        if lean is None:
+            middle = np.array([columns.mean(), rows.mean()]) * 2
+            turn = np.arctan2(starts[:, 1] - middle[1], starts[:, 0] - middle[0])
+        else:
+            turn = np.full(count, -lean if self.sign > 0 else lean + np.pi)
+        turn = turn + rng.normal(0, 0.3, count)
+        reach = length * self.height * rng.uniform(0.5, 1.2, count)
+        ends = starts + np.stack([np.cos(turn), np.sin(turn)], 1) * reach[:, None]
+        colors = self.canvas[starts[:, 1], starts[:, 0]] * (1 + rng.normal(0, jitter, (count, 1)))
+        thickness = max(1, round(0.004 * self.height))
+        lines = np.round(np.stack([starts, ends], 1)).astype(int).tolist()
+        for (start, end), color in zip(lines, np.clip(colors, 0, 255).tolist(), strict=True):
+            cv2.line(self.canvas, start, end, color, thickness, cv2.LINE_AA)
+            cv2.line(self.mask, start, end, 255, thickness)
+
+    def _cover(self, drawn: np.ndarray, color: Color) -> None:
+        """Paint `color` where both `drawn` (H, W) uint8 and the mask are."""
+        left, top, wide, high = cv2.boundingRect(drawn)
+        box = (slice(top, top + high), slice(left, left + wide))
+        alpha = np.minimum(drawn[box], self.mask[box])[..., None].astype(np.float32) / 255
+        paint = np.array(self._paint(color), np.float32)
+        self.canvas[box] = (self.canvas[box] * (1 - alpha) + paint * alpha).astype(np.uint8)
 
     def shadow(self, width: float, strength: float) -> None:
         """Darken the ground under the object; not part of its mask."""
@@ -280,7 +331,7 @@ def rock(pen: Pen, rng: np.random.Generator) -> None:
         pen.polygon([a, b, peak], stone * (0.65 + 0.5 * k / count) * rng.uniform(0.9, 1.1))
 
 
-PAINTERS: dict[str, Callable[[Pen, np.random.Generator], None]] = {
+PAINTERS: dict[str, Painter] = {
     "tree": tree,
     "pine": pine,
     "house": house,

@@ -1,24 +1,61 @@
-"""Rendered landscapes: a seed comes in; a picture, the words for what it shows and their exact masks go out."""
+"""The rendered world: a seed comes in; a picture, the words for what it shows and their exact masks go out."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
-from noise import fractal_noise
-from scene_objects import HEIGHTS, PAINTERS, ROUGHNESS, Color, Pen, hsv
+from creatures import BODIES, HEADS
+from landscape import LANDS, TIMES, landscape
+from places import closeup, flowers, pasture, portrait, room, sea, still_life, street, vehicle
+from scene_objects import PAINTERS
+from stage import Stage
+from things import TABLE_THINGS, VEHICLES
 
-TIMES = ("day", "sunset", "night", "overcast")
-LANDS = ("mountain", "hill", "field", "desert", "water")
-WORDS = (*TIMES, "sky", "clouds", "sun", "moon", *LANDS, *PAINTERS)
-SUPERSAMPLING = 2
+SETTINGS = (*TIMES, "indoors")
+PARTS = {"clouds": "sky", "face": "person", "hair": "person", "hat": "person", "shirt": "person"}
+_THINGS = ("airplane", "ship", "lighthouse", "building", "lamp", "wall", "floor", "table", "chair", "sofa", "vase")
+_PLACES = ("sea", "beach", "island", "road", "sidewalk", "grass", "window", "curtain", "picture", "background")
+WORDS = tuple(
+    dict.fromkeys(
+        (
+            *SETTINGS,
+            "sky",
+            "sun",
+            "moon",
+            *PARTS,
+            *LANDS,
+            *PAINTERS,
+            *HEADS,
+            *BODIES,
+            *TABLE_THINGS,
+            *VEHICLES,
+            *_THINGS,
+            *_PLACES,
+        )
+    )
+)
+Kind = Callable[[np.random.Generator, int], tuple[str, Stage]]
+KINDS: dict[str, tuple[Kind, float]] = {  # with the share of the seeds
+    "landscape": (landscape, 0.36),
+    "pasture": (pasture, 0.06),
+    "street": (street, 0.1),
+    "sea": (sea, 0.06),
+    "room": (room, 0.07),
+    "still life": (still_life, 0.09),
+    "portrait": (portrait, 0.09),
+    "closeup": (closeup, 0.08),
+    "vehicle": (vehicle, 0.06),
+    "flowers": (flowers, 0.03),
+}
 
 
 @dataclass(frozen=True)
 class Scene:
-    """`masks` holds the visible pixels of every word but the time of day.
+    """`masks` holds the visible pixels of every word but the first, which is the time of day or "indoors".
 
-    All masks but "clouds" partition the picture; "clouds" lies within "sky".
+    The masks of all words that are no key of `PARTS` partition the picture. A key of `PARTS` lies within its value
+    where that is seen too; the parts of a portrayed person partition the person.
     """
 
     image: np.ndarray  # (H, W, 3) float32 in [0, 1]
@@ -26,288 +63,19 @@ class Scene:
     masks: dict[str, np.ndarray]  # word -> (H, W) bool
 
 
-@dataclass(frozen=True)
-class Light:
-    """The time of day: colors of the sky, and the tint and the direction of the light on things."""
-
-    time: str
-    zenith: Color
-    horizon: Color
-    tint: Color
-    from_x: float  # -1: from the left, 1: from the right
-
-
-def render_scene(seed: int, size: int = 256) -> Scene:
-    """Render one landscape; the same seed and size give the same scene."""
+def render_scene(seed: int, size: int = 256, *, kind: str | None = None) -> Scene:
+    """Render one scene, of one of `KINDS` or of a kind by chance; the same arguments give the same scene."""
     cv2.setNumThreads(1)
+    if kind is None:
+        kind = str(np.random.default_rng([seed, 2]).choice(list(KINDS), p=[share for _, share in KINDS.values()]))
     rng = np.random.default_rng(seed)
-    light = _choose_light(rng)
-    skyline = rng.uniform(0.32, 0.62)
-    labels = np.zeros((size, size), np.uint8)  # index into `named`
-    named = ["sky"]
-    image, disk, clouds = _render_sky(rng, light, skyline, size)
-    if disk is not None:
-        named.append("moon" if light.time == "night" else "sun")
-        labels[disk] = 1
-    for kind, top, haze in _lay_out(rng, skyline):
-        image, covered = _render_land(rng, kind, top, haze, light, image)
-        labels[covered] = _index_of(kind, named)
-    image = _place_objects(rng, image, labels, named, light, skyline)
-    image = _develop(rng, image)
-
-    masks = {name: labels == i for i, name in enumerate(named) if (labels == i).any()}
-    if clouds is not None and "sky" in masks and (clouds & masks["sky"]).sum() > 0.01 * size * size:
-        masks["clouds"] = clouds & masks["sky"]
-    return Scene(image, (light.time, *masks), masks)
-
-
-def _choose_light(rng: np.random.Generator) -> Light:
-    time = str(rng.choice(TIMES, p=[0.4, 0.25, 0.15, 0.2]))
-    jitter = rng.uniform(-1, 1)
-    if time == "day":
-        zenith, horizon, tint = (
-            hsv(0.585 + 0.025 * jitter, rng.uniform(0.5, 0.8), 0.88),
-            hsv(0.55, 0.18, 1.0),
-            hsv(0.12, 0.06, 1),
-        )
-    elif time == "sunset":
-        zenith, horizon = hsv(rng.uniform(0.6, 0.95), 0.5, 0.5), hsv(0.06 + 0.04 * jitter, 0.75, 1.0)
-        tint = hsv(0.06, 0.3, 0.82)
-    elif time == "night":
-        zenith, horizon, tint = hsv(0.65, 0.7, 0.12), hsv(0.63 + 0.03 * jitter, 0.5, 0.38), hsv(0.62, 0.32, 0.52)
-    else:
-        zenith, horizon, tint = hsv(0.58, 0.12, 0.58), hsv(0.57, 0.06, 0.84), hsv(0.58, 0.05, 0.8)
-    return Light(time, zenith, horizon, tint, float(rng.choice([-1, 1]) * rng.uniform(0.4, 1)))
-
-
-def _render_sky(
-    rng: np.random.Generator, light: Light, skyline: float, size: int
-) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
-    """The sky (H, W, 3), and the masks (H, W) of its sun or moon and of its clouds, where it has them."""
-    y, x = np.mgrid[0:size, 0:size].astype(np.float32) / size
-    blend = np.clip(y / skyline, 0, 1)[..., None] ** rng.uniform(0.8, 1.4)
-    sky = light.zenith * (1 - blend) + light.horizon * blend
-    if light.time == "night":
-        stars = rng.random((size, size)) > 0.9985
-        sky += cv2.GaussianBlur(stars.astype(np.float32), (0, 0), 0.7)[..., None] * rng.uniform(1.0, 2.5)
-    disk = None
-    if light.time != "overcast" and rng.random() < 0.6:
-        at_x, at_y = 0.5 + 0.38 * light.from_x, skyline * rng.uniform(0.2, 0.85)
-        radius = rng.uniform(0.05, 0.11)
-        distance = np.hypot(x - at_x, y - at_y)
-        disk = distance < radius
-        color = (
-            hsv(0.13, 0.08, 0.95) if light.time == "night" else hsv(0.14 if light.time == "day" else 0.08, 0.45, 1.0)
-        )
-        glow = (0.55 * np.exp(-np.maximum(distance - radius, 0) / 0.09))[..., None]
-        sky = sky * (1 - glow) + color * glow
-        edge = np.clip((radius - distance) * size + 0.5, 0, 1)[..., None]
-        face = (
-            color * (1 - 0.12 * np.clip(fractal_noise(rng, size, size, octaves=4, base=12), -1, 1))[..., None]
-            if light.time == "night"
-            else color
-        )
-        sky = sky * (1 - edge) + face * edge
-    if rng.random() < (0.9 if light.time == "overcast" else 0.6):
-        clouded, density = _add_clouds(rng, light, sky, disk)
-        return clouded, disk, density > 0.35
-    return np.clip(sky, 0, 1).astype(np.float32), disk, None
-
-
-def _add_clouds(
-    rng: np.random.Generator, light: Light, sky: np.ndarray, disk: np.ndarray | None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Drift clouds over the sky, behind the sun or moon; returns the sky and the clouds' density (H, W)."""
-    size = len(sky)
-    wide = fractal_noise(rng, size, size * 2, octaves=7, persistence=0.55, base=3)
-    billows = cv2.resize(wide[:, : int(size * 1.6)], (size, size), interpolation=cv2.INTER_AREA)
-    cover = rng.uniform(-0.2, 0.7) if light.time != "overcast" else rng.uniform(-0.9, 0)
-    density = np.clip((billows - cover) * rng.uniform(1.0, 2.2), 0, 1)
-    lit = np.clip(0.55 + 0.35 * (billows - _shifted(billows, 0, size // 32)), 0, 1)[..., None]
-    bright = {
-        "day": hsv(0.1, 0.02, 1),
-        "sunset": hsv(0.04, 0.4, 1),
-        "night": hsv(0.62, 0.3, 0.42),
-        "overcast": hsv(0.6, 0.03, 0.9),
-    }
-    clouds = bright[light.time] * (0.62 + 0.38 * lit)
-    if disk is not None:
-        density[disk] = 0
-    alpha = density[..., None] * 0.92
-    return np.clip(sky * (1 - alpha) + clouds * alpha, 0, 1).astype(np.float32), density
-
-
-def _lay_out(rng: np.random.Generator, skyline: float) -> list[tuple[str, float, float]]:
-    """Lands from far to near: (kind, top as a part of the height, haze in [0, 1])."""
-    lands: list[tuple[str, float, float]] = []
-    if rng.random() < 0.55:
-        lands.append(("mountain", skyline, rng.uniform(0.2, 0.5)))
-    if rng.random() < 0.4:
-        lands.append(("hill", skyline + 0.02, rng.uniform(0.15, 0.35)))
-    ground = str(rng.choice(["field", "hill", "desert", "water"], p=[0.33, 0.25, 0.17, 0.25]))
-    top = skyline + (0.06 if lands else 0.0) + rng.uniform(0, 0.05)
-    lands.append((ground, top, rng.uniform(0, 0.12)))
-    if ground == "water":
-        if rng.random() < 0.55:
-            lands.append((str(rng.choice(["field", "desert", "hill"])), rng.uniform(0.76, 0.88), 0.0))
-    elif rng.random() < 0.3:
-        lands.append(("water", max(top + 0.15, rng.uniform(0.66, 0.8)), 0.0))
-    return lands
-
-
-def _render_land(
-    rng: np.random.Generator, kind: str, top: float, haze: float, light: Light, behind: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Cover the picture below a ridge line with one land; returns the picture and the land's mask (H, W)."""
-    size = len(behind)
-    ridge = _ridge_of(rng, kind, top, size)
-    y, x = np.mgrid[0:size, 0:size].astype(np.float32) / size
-    depth = np.clip(y - ridge[None], 0, None)
-    if kind == "water":
-        surface = _reflect(rng, behind, top, light, depth)
-    else:
-        surface = SURFACES[kind](rng, x, y, depth, light.from_x) * light.tint
-    veil = haze * np.exp(-3 * depth)[..., None]
-    surface = surface * (1 - veil) + light.horizon * veil
-    edge = np.clip((y - ridge[None]) * size + 0.5, 0, 1)[..., None]
-    return (behind * (1 - edge) + np.clip(surface, 0, 1) * edge).astype(np.float32), edge[..., 0] >= 0.5
-
-
-def _ridge_of(rng: np.random.Generator, kind: str, top: float, size: int) -> np.ndarray:
-    """Height of the land's upper edge at each column, (W,), as a part of the picture's height from its top."""
-    x = np.linspace(0, 1, size, dtype=np.float32)
-    if kind == "mountain":
-        rough = 0.016 * fractal_noise(rng, 1, size, octaves=7, persistence=0.6, base=4)[0]
-        peaks = np.zeros(size, np.float32)
-        for _ in range(int(rng.integers(2, 5))):
-            slope, height = rng.uniform(0.4, 1.1), rng.uniform(0.08, 0.3)
-            peaks = np.maximum(peaks, height - slope * np.abs(x - rng.random()))
-        return np.maximum(top - peaks - 0.03 + rough, 0.04)
-    swell = {"hill": (0.045, 3), "field": (0.006, 3), "desert": (0.022, 3), "water": (0.0, 1)}[kind]
-    return np.clip(top + swell[0] * fractal_noise(rng, 1, size, octaves=swell[1], persistence=0.4)[0], 0.05, 0.97)
-
-
-def _mountain(rng: np.random.Generator, x: np.ndarray, y: np.ndarray, depth: np.ndarray, from_x: float) -> np.ndarray:
-    size = len(x)
-    folds = -np.abs(fractal_noise(rng, size, size, octaves=7, persistence=0.62, base=4))
-    slope = (folds - _shifted(folds, int(np.sign(from_x)) * size // 128, 0)) * 0.5
-    rock = hsv(rng.choice([0.6, 0.62, 0.07, 0.75]), rng.uniform(0.08, 0.3), rng.uniform(0.42, 0.62))
-    surface = rock * (1 + np.clip(slope, -0.5, 0.6))[..., None]
-    if rng.random() < 0.6:
-        line = y.min() + (y - depth).min() + rng.uniform(0.06, 0.16)
-        snow = np.clip((line - y + 0.035 * folds) * 25 + 0.5, 0, 1)[..., None]
-        surface = surface * (1 - snow) + hsv(0.58, 0.05, 0.97) * (1 + 0.5 * np.clip(slope, -0.5, 0.1))[..., None] * snow
-    else:
-        woods = np.clip((depth - 0.1) * 8 + 0.3 * folds, 0, 1)[..., None]
-        surface = surface * (1 - woods) + hsv(0.33, 0.35, 0.35) * (1 + slope[..., None]) * woods
-    return surface
-
-
-def _hill(rng: np.random.Generator, x: np.ndarray, y: np.ndarray, depth: np.ndarray, from_x: float) -> np.ndarray:
-    size = len(x)
-    turf, patch = (
-        hsv(rng.uniform(0.2, 0.36), rng.uniform(0.4, 0.7), rng.uniform(0.35, 0.65)),
-        hsv(rng.uniform(0.12, 0.3), 0.5, 0.55),
-    )
-    broad = fractal_noise(rng, size, size, octaves=4)
-    fine = fractal_noise(rng, size, size, octaves=4, persistence=0.9, base=24)
-    mix = np.clip(0.4 + 0.4 * broad, 0, 1)[..., None] * 0.6
-    crest = 0.22 * np.exp(-depth * 14) - 0.35 * np.clip(depth, 0, 0.5)
-    roll = 0.12 * (broad - _shifted(broad, int(np.sign(from_x)) * size // 16, 0))
-    return (turf * (1 - mix) + patch * mix) * (1 + crest + roll + 0.07 * fine)[..., None]
-
-
-def _field(rng: np.random.Generator, x: np.ndarray, y: np.ndarray, depth: np.ndarray, from_x: float) -> np.ndarray:
-    size = len(x)
-    crop = hsv(
-        rng.choice([0.13, 0.15, 0.2, 0.25, 0.3, 0.77, 0.99], p=[0.25, 0.2, 0.17, 0.15, 0.13, 0.05, 0.05]),
-        rng.uniform(0.45, 0.75),
-        rng.uniform(0.6, 0.85),
-    )
-    soil = crop * rng.uniform(0.55, 0.8) + hsv(0.08, 0.4, 0.08)
-    vanishing = rng.uniform(0.1, 0.9)
-    furrows = np.sin(
-        (x - vanishing) / (depth + 0.05) * rng.uniform(7, 16) + 0.5 * fractal_noise(rng, size, size, octaves=3)
-    )
-    rows = (0.5 + 0.5 * furrows * np.clip(depth * 6, 0, 1))[..., None]
-    fine = fractal_noise(rng, size, size, octaves=4, persistence=0.9, base=24)
-    broad = fractal_noise(rng, size, size, octaves=3)
-    return (crop * (1 - 0.6 * rows) + soil * 0.6 * rows) * (1 + 0.07 * fine + 0.06 * broad)[..., None]
-
-
-def _desert(rng: np.random.Generator, x: np.ndarray, y: np.ndarray, depth: np.ndarray, from_x: float) -> np.ndarray:
-    size = len(x)
-    sand = hsv(rng.uniform(0.06, 0.12), rng.uniform(0.35, 0.6), rng.uniform(0.78, 0.95))
-    warp = fractal_noise(rng, size, size, octaves=3, persistence=0.4)
-    phase = np.log(depth + 0.08) * rng.uniform(5, 9) + 0.9 * warp + from_x * 2.5 * x
-    dunes = np.abs((phase / np.pi) % 2 - 1) ** 1.5 - 0.35
-    ripples = np.sin(phase * 14 + 2 * warp) * np.clip(depth * 3, 0, 1)
-    fine = fractal_noise(rng, size, size, octaves=3, persistence=0.9, base=40)
-    return sand * (1 + 0.34 * dunes + 0.045 * ripples + 0.03 * fine)[..., None]
-
-
-def _reflect(rng: np.random.Generator, behind: np.ndarray, top: float, light: Light, depth: np.ndarray) -> np.ndarray:
-    """A water surface that mirrors what stands above the row `top`, broken by ripples that widen toward the viewer."""
-    size = len(behind)
-    bands = fractal_noise(rng, size, size // 4, octaves=6, persistence=0.75, base=8)
-    bands = cv2.resize(bands[:, : size // 8], (size, size), interpolation=cv2.INTER_LINEAR)
-    rows = (np.clip(depth, 0, 1) ** 0.6 * size * 0.9)[:, :1] + np.zeros((1, size))
-    waves = cv2.remap(bands, np.mgrid[0:size, 0:size][1].astype(np.float32), rows.astype(np.float32), cv2.INTER_LINEAR)
-    y, x = np.mgrid[0:size, 0:size].astype(np.float32)
-    mirrored = 2 * top * size - y + waves * (1 + 14 * depth)
-    image = cv2.remap(behind, x, np.clip(mirrored, 0, size - 1).astype(np.float32), cv2.INTER_LINEAR)
-    body = (0.55 * light.zenith + 0.45 * light.horizon) * hsv(0.53, 0.25, 0.85)
-    deep = np.clip(0.25 + 0.9 * depth, 0, 0.75)[..., None]
-    return image * (1 - deep) * 0.92 + body * deep + 0.055 * waves[..., None] * light.tint
-
-
-SURFACES: dict[str, Callable[[np.random.Generator, np.ndarray, np.ndarray, np.ndarray, float], np.ndarray]] = {
-    "mountain": _mountain,
-    "hill": _hill,
-    "field": _field,
-    "desert": _desert,
-}
-
-
-def _place_objects(
-    rng: np.random.Generator, image: np.ndarray, labels: np.ndarray, named: list[str], light: Light, skyline: float
-) -> np.ndarray:
-    """Stand things on the land and boats on the water, far ones first; `labels` and `named` are updated in place."""
-    size = len(image)
-    big = size * SUPERSAMPLING
-    canvas = cv2.resize((image * 255).astype(np.uint8), (big, big), interpolation=cv2.INTER_LINEAR)
-    places = sorted(_choose_places(rng, labels, named, skyline), key=lambda place: place[2])
-    for kind, x, y, height in places:
-        foot = (x * SUPERSAMPLING, y * SUPERSAMPLING)
-        tint = light.tint * rng.uniform(0.92, 1.08)
-        pen = Pen(canvas, foot, height * big, tint, mirrored=bool(rng.random() < 0.5))
-        if kind != "boat":
-            pen.shadow(0.3 if kind in ("tree", "pine") else 0.5, 0.2 if light.time in ("night", "overcast") else 0.42)
-        PAINTERS[kind](pen, rng)
-        pen.shade(rng, light.from_x, ROUGHNESS.get(kind, 0.03))
-        covered = cv2.resize(pen.mask, (size, size), interpolation=cv2.INTER_AREA) > 127
-        labels[covered] = _index_of(kind, named)
-    return cv2.resize(canvas, (size, size), interpolation=cv2.INTER_AREA).astype(np.float32) / 255
-
-
-def _choose_places(
-    rng: np.random.Generator, labels: np.ndarray, named: list[str], skyline: float
-) -> list[tuple[str, int, int, float]]:
-    """(kind, column, row of the foot, height as a part of the picture's) for zero to five things."""
-    size = len(labels)
-    ashore = [kind for kind in PAINTERS if kind != "boat"]
-    weights = np.array([2.0 if kind in ("tree", "house") else 1.0 for kind in ashore])
-    places = []
-    for _ in range(int(rng.choice(6, p=[0.06, 0.24, 0.28, 0.22, 0.12, 0.08]))):
-        x, y = int(rng.uniform(0.06, 0.94) * size), int(rng.uniform(skyline + 0.08, 0.97) * size)
-        ground = named[labels[y, x]]
-        if ground not in LANDS or ground == "mountain":
-            continue
-        kind = "boat" if ground == "water" else str(rng.choice(ashore, p=weights / weights.sum()))
-        nearness = (y / size - skyline) / (1 - skyline)
-        height = HEIGHTS[kind] * (0.32 + 0.68 * nearness) * rng.uniform(0.75, 1.2)
-        places.append((kind, x, y, float(height)))
-    return places
+    setting, stage = KINDS[kind][0](rng, size)
+    image = _develop(rng, stage.image())
+    masks = stage.masks()
+    parts = [masks[word] for word, whole in PARTS.items() if whole == "person" and word in masks]
+    if parts:
+        masks["person"] = np.logical_or.reduce(parts + [masks[word] for word in ("person",) if word in masks])
+    return Scene(image, (setting, *masks), masks)
 
 
 def _develop(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
@@ -316,16 +84,3 @@ def _develop(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
     balance = 1 + rng.normal(0, 0.02, 3).astype(np.float32)
     grain = rng.standard_normal(image.shape[:2], np.float32)[..., None] * 0.008
     return np.clip((image - 0.5) * contrast + 0.5 * exposure * balance + grain, 0, 1).astype(np.float32)
-
-
-def _shifted(field: np.ndarray, right: int, down: int) -> np.ndarray:
-    """Move `field` (H, W) by whole pixels, repeating its border."""
-    height, width = field.shape
-    rows = np.clip(np.arange(height) - down, 0, height - 1)
-    return field[rows[:, None], np.clip(np.arange(width) - right, 0, width - 1)]
-
-
-def _index_of(name: str, named: list[str]) -> int:
-    if name not in named:
-        named.append(name)
-    return named.index(name)
