@@ -101,15 +101,14 @@ class LoRALibrary:
                     found[identity.key] = entry
         return found
 
+    @property
+    def unfinished(self) -> Path:
+        """Where processes keep what is under way."""
+        return self.lora_dir / ".unfinished"
+
     def state_file(self, identity: LoRAIdentity) -> Path:
         """Where the unfinished LoRA keeps its state."""
-        return self.lora_dir / ".unfinished" / f"{identity.key}.pt"
-
-    def lock_file(self, identity: LoRAIdentity) -> Path:
-        """What the process that fits this LoRA keeps locked; its folder is made."""
-        path = self.state_file(identity).with_suffix(".lock")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return path
+        return self.unfinished / f"{identity.key}.pt"
 
     def publish(
         self,
@@ -120,7 +119,7 @@ class LoRALibrary:
     ) -> FittedLoRA:
         """Let ``write`` fill a folder beside the library's, add the record, and move it in as a whole."""
         folder = self.lora_dir / identity.folder_name
-        partial = self.lora_dir / ".unfinished" / f"{identity.key}.folder"
+        partial = self.unfinished / f"{identity.key}.folder"
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         write(partial)
@@ -142,7 +141,7 @@ class LoRALibrary:
     def sweep(self) -> None:
         """Remove what killed processes left of files that they wrote."""
         sweep(self.lora_dir)
-        sweep(self.lora_dir / ".unfinished")
+        sweep(self.unfinished)
 
     def forget_state(self, identity: LoRAIdentity) -> None:
         """Remove the unfinished LoRA's state, and what a process left that was killed while it wrote one."""

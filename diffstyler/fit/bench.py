@@ -374,9 +374,8 @@ class FitBench:
         self._loss_scales.copy_(self._loss_scales.new_tensor(values))
 
     def _claim(self) -> FitJob | None:
-        sides = {crop_side(slot.job, self.backbone) for slot in self.busy}
         if self.team.size == 1:
-            return self.queue.claim(lambda job: not sides or crop_side(job, self.backbone) in sides)
+            return self.queue.claim({str(crop_side(slot.job, self.backbone)) for slot in self.busy})
         claimed = self.queue.claim() if self.team.rank == 0 else None
         key = self.team.agree(claimed.identity.key if claimed else None)
         return self.queue.adopt(key) if key else None

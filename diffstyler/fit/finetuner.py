@@ -318,7 +318,10 @@ class LoRAFinetuner(lightning.LightningModule):
 
     def _open_bench(self, team: Team) -> FitBench:
         self.backbone.prepare(self.device)
-        self.queue.order(lambda job: job.settings.steps * crop_side(job, self.backbone) ** 2)
+        self.queue.order(
+            lambda job: job.settings.steps * crop_side(job, self.backbone) ** 2,
+            kind=lambda job: str(crop_side(job, self.backbone)),
+        )
         sizing = self.sizing
         width = sizing.width(self.device, max(1, self.trainer.num_devices))
         pack = open_pack(self.backbone, self.run, sizing.jobs, width, self.device, sizing.adapter_dtype)

@@ -29,6 +29,7 @@ from diffstyler.diffusion.sampling import denoise
 from diffstyler.diffusion.solver import DDIM, Solver
 from diffstyler.distributed import ended_by_sigterm
 from diffstyler.errors import DiffstylerError, check_placeholders
+from diffstyler.farm import Farm, RankFarm
 from diffstyler.files import check_writable
 from diffstyler.images import fit_size, load_image, picture_sha256
 from diffstyler.masking import AttentionMasker, Masker, find_masks
@@ -532,6 +533,13 @@ class Stylizer(lightning.LightningModule):
         if bound or self.trainer.strategy.root_device.type != "cuda":
             return 1
         return max(1, min(MOST_ROWS, FULL_CELLS // self._cells))
+
+    @property
+    def farm(self) -> Farm:
+        """Whose rows this process makes."""
+        if self.writer is not None:
+            return self.writer.farm
+        return RankFarm(rank=self.trainer.global_rank, ranks=self.trainer.world_size)
 
     @property
     def _cells(self) -> int:

@@ -6,21 +6,24 @@ import json
 import logging
 import re
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import Future
+from dataclasses import asdict
 from pathlib import Path
+from typing import Protocol
 
 import lightning
 from filelock import FileLock
 from lightning.pytorch.callbacks import BasePredictionWriter
 from torchvision.transforms.functional import to_pil_image
 
-from diffstyler.distributed import Tally, Told, exit_codes, part
+from diffstyler.distributed import exit_codes, part
 from diffstyler.errors import told_lines
+from diffstyler.farm import Farm, RankFarm, Told
 from diffstyler.files import atomic_write, file_sha256, own_folder, read_json, read_json_lines, sweep
 from diffstyler.images import load_image, save_image, to_image
 from diffstyler.predict.contact_sheet import write_sheet
-from diffstyler.types import Failed, Stylized, Triple
+from diffstyler.types import Failed, RowProblem, Stylized, Triple
 from diffstyler.workers import Workers
 
 log = logging.getLogger(__name__)
@@ -36,17 +39,26 @@ class PredictError(RuntimeError):
     """Some pictures could not be made, or a rank ended early; the text says which and why. The others are written."""
 
 
+class RowsOfRun(Protocol):
+    """What is told of a run's rows in the end."""
+
+    triples: Sequence[Triple]
+    problems: Sequence[RowProblem]
+
+
 class StylizationWriter(BasePredictionWriter):
     """Writes ``<id>.png`` and ``<id>.json`` as soon as a batch is done, and the contact sheet at the end.
 
     Args:
         output_dir: the folder; made if it is not there.
+        farm: whose rows these are, and who is told what became of them; by default the ranks share them.
     """
 
-    def __init__(self, output_dir: Path) -> None:
+    def __init__(self, output_dir: Path, farm: Farm | None = None) -> None:
         super().__init__(write_interval="batch")
         self.output_dir = output_dir
-        self.tally = Tally(output_dir, "", 0, 1)
+        self.farm = farm if farm is not None else RankFarm()
+        self._by_ranks = farm is None
         self.workers = Workers(apart=False)
         self._parted = False
         self._under_way: deque[Future[Stylized | Failed]] = deque()
@@ -84,12 +96,15 @@ class StylizationWriter(BasePredictionWriter):
         """Tell what became of pictures, until no more than these are on their way."""
         while len(self._under_way) > under_way or (self._under_way and self._under_way[0].done()):
             made = self._under_way.popleft().result()
-            triple = self._rows.pop(made.id)
-            self.tally.add(Told(made.id, triple.origin, made.reason if isinstance(made, Failed) else None))
+            del self._rows[made.id]
+            if isinstance(made, Failed):
+                self.farm.fail(made.id, made.reason)
+            else:
+                self.farm.finish(made.id)
         if not self._under_way:  # the rows that are left were there already
             for triple in self._rows.values():
                 if self._has(triple.id):
-                    self.tally.add(Told(triple.id))
+                    self.farm.finish(triple.id)
             self._rows = {}
 
     def write(self, stylized: Stylized) -> None:
@@ -130,7 +145,8 @@ class StylizationWriter(BasePredictionWriter):
         log.info("%s was made otherwise before; that picture is %s now", self.output_dir / f"{id}.png", f"{former}.png")
 
     def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
-        self.tally = Tally.of(trainer, self.output_dir / ".ranks")
+        if self._by_ranks:
+            self.farm = RankFarm.of(trainer, self.output_dir / ".ranks")
         if trainer.is_global_zero:
             for folder in ("", "masks", "thumbnails"):
                 sweep(self.output_dir / folder)
@@ -154,37 +170,52 @@ class StylizationWriter(BasePredictionWriter):
             PredictError: a row of the manifest has no picture.
         """
         self._settle()
-        if not trainer.is_global_zero:
-            self.tally.close()
+        if not self.farm.leads:
+            self.farm.close()
             return
-        data = trainer.datamodule  # type: ignore[attr-defined]
-        told = [*(Told(row.id, row.origin, str(row)) for row in data.problems), *self.tally.collect()]
+        assert isinstance(self.farm, RankFarm)
+        told = self.farm.collect()
+        self.report(told, trainer.datamodule, ranks_failed=any(exit_codes(trainer)))  # type: ignore[attr-defined]
+
+    def report(self, told: Iterable[Told], data: RowsOfRun, *, ranks_failed: bool = False) -> None:
+        """Write the contact sheet and the list of failures of a run that is over.
+
+        Args:
+            told: what became of its rows.
+            data: all of them.
+            ranks_failed: a process of it ended with an error.
+
+        Raises:
+            PredictError: a row has no picture.
+        """
+        origins = {triple.id: triple.origin for triple in data.triples}
+        failed = [Failed(row.id, row.origin, str(row)) for row in data.problems]
+        failed += [Failed(line.id, origins[line.id], line.reason) for line in told if line.reason is not None]
         self.output_dir.mkdir(parents=True, exist_ok=True)
         write_sheet(self.output_dir)
-        failed = [line for line in told if line.reason is not None]
-        self._report(failed, {triple.id for triple in data.triples} | {row.id for row in data.problems})
-        known = {line.id for line in told if line.reason is not None or self._has(line.id)}
-        lost = [triple.id for triple in data.triples if triple.id not in known]
+        self._report(failed, origins.keys() | {row.id for row in data.problems})
+        known = {line.id for line in failed}
+        lost = [id for id in origins if id not in known and not self._has(id)]
         problems = []
         if failed:
             report = self.output_dir / FAILURES_NAME
-            named = told_lines([f"  {_line(told)}" for told in failed])
+            named = told_lines([f"  {_line(line)}" for line in failed])
             problems.append(f"{len(failed)} pictures could not be made (see {report}):\n{named}")
         if lost:
             some = ", ".join(lost[:3]) + (", …" if len(lost) > 3 else "")
             problems.append(f"a rank ended early, {len(lost)} pictures are missing ({some}); run the same again")
-        if not lost and any(exit_codes(trainer)):
+        if not lost and ranks_failed:
             problems.append("a rank ended with an error after its work was done")
         if problems:
             raise PredictError("\n".join(problems))
 
-    def _report(self, failed: Sequence[Told], made: set[str]) -> None:
+    def _report(self, failed: Sequence[Failed], made: Collection[str]) -> None:
         """List what failed, in place of what was said of the same rows before; rows of other manifests stay listed."""
         report = self.output_dir / FAILURES_NAME
         lock = FileLock(self.output_dir / ".failures.lock")
         with lock:
             others = [old for old in read_json_lines(report) if str(old.get("id")) not in made]
-            lines = [*others, *({"id": f.id, "origin": f.origin, "reason": f.reason} for f in failed)]
+            lines = [*others, *(asdict(line) for line in failed)]
             if lines:
                 atomic_write(report, "".join(json.dumps(line) + "\n" for line in lines).encode())
             else:
@@ -214,6 +245,6 @@ class StylizationWriter(BasePredictionWriter):
         return all((self.output_dir / f"{id}{suffix}").is_file() for suffix in (".png", ".json"))
 
 
-def _line(told: Told) -> str:
-    place, reason = told.origin or told.id, told.reason or ""
+def _line(failed: Failed) -> str:
+    place, reason = failed.origin or failed.id, failed.reason
     return reason if reason.startswith(place) else f"{place}: {reason}"
