@@ -19,6 +19,14 @@ class Job:
     kind: str = ""
 
 
+@dataclass(frozen=True)
+class Told:
+    """What became of the job of this ``id``: it is done, or the ``reason`` why not."""
+
+    id: str
+    reason: str | None = None
+
+
 class Farm(ABC):
     """The jobs of a run, each claimed by one process alone, which then finishes or fails it, or leaves it to others.
 
@@ -48,6 +56,10 @@ class Farm(ABC):
     @abstractmethod
     def left(self) -> list[str]:
         """What this process has not claimed and does not know to be settled, in order."""
+
+    def count_left(self) -> int:
+        """How many these are."""
+        return len(self.left())
 
     @abstractmethod
     def close(self) -> None:

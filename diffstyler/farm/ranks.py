@@ -7,22 +7,14 @@ import secrets
 from collections import deque
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import lightning
 from filelock import FileLock, Timeout
 
 from diffstyler.distributed import POLL_SECONDS
-from diffstyler.farm.base import Farm, Job
-
-
-@dataclass(frozen=True)
-class Told:
-    """What became of the row of this ``id``: a picture, or the ``reason`` why not."""
-
-    id: str
-    reason: str | None = None
+from diffstyler.farm.base import Farm, Job, Told
 
 
 class RankFarm(Farm):

@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 from torch.nn import functional
 
+from diffstyler import storage
 from diffstyler.adapters import LoRAPack, Rows, by_part, pack_of_parts, save_lora
 from diffstyler.backbones import NETWORK, Backbone
 from diffstyler.cuda import Captured, Pace, send
@@ -417,7 +418,7 @@ class FitBench:
             history=history,
             masks=None if masks is None else functional.interpolate(masks, latents.shape[2:], mode="area").to(latents),
         )
-        state = self.queue.library.state_file(job.identity)
+        state = storage.fetch(self.queue.library.state_file(job.identity), changes=True)
         if state.is_file():
             slot.restore(state)
         if slot.step:
@@ -506,7 +507,7 @@ class FitBench:
         if not slot.history:
             log.warning("%s: %s; it starts again at %g of its learning rate", path, reason, RETRY_FACTOR)
             if self.team.rank == 0:
-                self.queue.library.state_file(job.identity).unlink(missing_ok=True)
+                storage.remove(self.queue.library.state_file(job.identity))
             self.team.agree(None)  # none reads the old state
             history = [f"{reason}; started again at {RETRY_FACTOR:g} of its learning rate"]
             self._place(self._open(job, slot.index, history))

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from diffstyler import storage
 from diffstyler.adapters import FittedLoRA, LoRALibrary
 from diffstyler.farm import Farm, Job, LockFarm
 from diffstyler.files import atomic_write, read_json_lines
@@ -50,7 +51,7 @@ class FailureLog:
         self.run, self._alive = run, FileLock(self._file(run))
         self._alive.acquire()
         going_on = {file.stem for file in self._folder.glob("run-*.lock") if not self._sweep(file)}
-        if self.path.is_file():
+        if storage.is_there(self.path):
             self._rewrite(lambda old: [f for f in old if f.role not in roles or self._file(f.run).stem in going_on])
 
     def end(self) -> None:
@@ -63,7 +64,7 @@ class FailureLog:
     def read(self) -> list[Failure]:
         """Of all runs; lines that are none are left out, with a warning."""
         failures = []
-        for line in read_json_lines(self.path):
+        for line in read_json_lines(storage.fetch(self.path, changes=True)):
             if {"key", "role", "picture", "reason"} <= line.keys() and all(isinstance(v, str) for v in line.values()):
                 failures.append(Failure(**{field.name: line.get(field.name, "") for field in fields(Failure)}))
             else:
@@ -98,7 +99,7 @@ class FailureLog:
             if lines:
                 atomic_write(self.path, "".join(lines).encode())
             else:
-                self.path.unlink(missing_ok=True)
+                storage.remove(self.path)
 
 
 class JobQueue:

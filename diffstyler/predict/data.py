@@ -9,10 +9,14 @@ from typing import Any, Literal
 import lightning
 from torch.utils.data import DataLoader, DistributedSampler
 
+from diffstyler import storage
 from diffstyler.errors import DiffstylerError
 from diffstyler.farm import Farm, Job, RankFarm
 from diffstyler.manifests.pictures import read_manifest
 from diffstyler.types import OnError, RowProblem, Triple
+
+#: batches whose rows are claimed at once, so that what is computed for one row serves the next ones
+PIECE = 8
 
 
 class PredictData(lightning.LightningDataModule):
@@ -40,7 +44,7 @@ class PredictData(lightning.LightningDataModule):
             raise DiffstylerError(f"data.batch_size: expected at least 1, got {batch_size}")
         if manifest is None and not triples:
             raise DiffstylerError("nothing to predict: expected data.manifest")
-        self.manifest = manifest
+        self.manifest = storage.local(manifest) if manifest is not None else None
         self.triples: Sequence[Triple] = triples
         self.batch_size: int | Literal["auto"] = batch_size
         self.on_error: OnError = on_error
@@ -115,11 +119,11 @@ class Share(DistributedSampler):
         return [self._places[id] for id in self.farm.left()]
 
     def __iter__(self) -> Iterator[int]:
-        while claimed := self.farm.claim(most=self.together):
+        while claimed := self.farm.claim(most=PIECE * self.together):
             yield from (self._places[id] for id in claimed)
 
     def __len__(self) -> int:
-        return len(self.farm.left())
+        return self.farm.count_left()
 
 
 def _same_work(triple: Triple) -> tuple[str, list[str]]:

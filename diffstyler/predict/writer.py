@@ -17,6 +17,7 @@ from filelock import FileLock
 from lightning.pytorch.callbacks import BasePredictionWriter
 from torchvision.transforms.functional import to_pil_image
 
+from diffstyler import storage
 from diffstyler.distributed import exit_codes, part
 from diffstyler.errors import told_lines
 from diffstyler.farm import Farm, RankFarm, Told
@@ -56,7 +57,7 @@ class StylizationWriter(BasePredictionWriter):
 
     def __init__(self, output_dir: Path, farm: Farm | None = None) -> None:
         super().__init__(write_interval="batch")
-        self.output_dir = output_dir
+        self.output_dir = storage.local(output_dir)
         self.farm = farm if farm is not None else RankFarm()
         self._by_ranks = farm is None
         self.workers = Workers(apart=False)
@@ -140,8 +141,10 @@ class StylizationWriter(BasePredictionWriter):
         text = json.dumps({**sidecar, "id": former, "result": f"{former}.png"}, indent=2, sort_keys=True)
         atomic_write(self.output_dir / f"{former}.json", (text + "\n").encode())
         for old, new in reversed(moves.items()):
-            if (self.output_dir / old).is_file():
+            if storage.fetch(self.output_dir / old, changes=True).is_file():
                 (self.output_dir / old).replace(self.output_dir / new)
+                storage.put(self.output_dir / new)
+                storage.remove(self.output_dir / old)
         log.info("%s was made otherwise before; that picture is %s now", self.output_dir / f"{id}.png", f"{former}.png")
 
     def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
@@ -190,7 +193,8 @@ class StylizationWriter(BasePredictionWriter):
         """
         origins = {triple.id: triple.origin for triple in data.triples}
         failed = [Failed(row.id, row.origin, str(row)) for row in data.problems]
-        failed += [Failed(line.id, origins[line.id], line.reason) for line in told if line.reason is not None]
+        reasons = {line.id: line.reason for line in told if line.reason is not None}
+        failed += [Failed(id, origin, reasons[id]) for id, origin in origins.items() if id in reasons]
         self.output_dir.mkdir(parents=True, exist_ok=True)
         write_sheet(self.output_dir)
         self._report(failed, origins.keys() | {row.id for row in data.problems})
@@ -200,7 +204,7 @@ class StylizationWriter(BasePredictionWriter):
         if failed:
             report = self.output_dir / FAILURES_NAME
             named = told_lines([f"  {_line(line)}" for line in failed])
-            problems.append(f"{len(failed)} pictures could not be made (see {report}):\n{named}")
+            problems.append(f"{len(failed)} pictures could not be made (see {storage.told(report)}):\n{named}")
         if lost:
             some = ", ".join(lost[:3]) + (", …" if len(lost) > 3 else "")
             problems.append(f"a rank ended early, {len(lost)} pictures are missing ({some}); run the same again")
@@ -214,25 +218,28 @@ class StylizationWriter(BasePredictionWriter):
         report = self.output_dir / FAILURES_NAME
         lock = FileLock(self.output_dir / ".failures.lock")
         with lock:
+            storage.fetch(report, changes=True)
             others = [old for old in read_json_lines(report) if str(old.get("id")) not in made]
             lines = [*others, *(asdict(line) for line in failed)]
             if lines:
                 atomic_write(report, "".join(json.dumps(line) + "\n" for line in lines).encode())
             else:
-                report.unlink(missing_ok=True)
+                storage.remove(report)
             Path(lock.lock_file).unlink(missing_ok=True)
 
     def _sidecar(self, id: str) -> dict:
         """Of a picture; {} where there is none."""
         try:
-            return read_json(self.output_dir / f"{id}.json")
+            return read_json(storage.fetch(self.output_dir / f"{id}.json", changes=True))
         except (ValueError, OSError):
             return {}
 
     def _is_whole(self, id: str, sidecar: dict) -> bool:
         picture = self.output_dir / f"{id}.png"
-        if not picture.is_file():
+        if not storage.is_there(picture):
             return False
+        if storage.is_remote(picture):  # it was put as a whole, before its sidecar
+            return True
         if "result_sha256" in sidecar:
             return file_sha256(picture) == sidecar["result_sha256"]
         try:
@@ -242,7 +249,7 @@ class StylizationWriter(BasePredictionWriter):
         return True
 
     def _has(self, id: str) -> bool:
-        return all((self.output_dir / f"{id}{suffix}").is_file() for suffix in (".png", ".json"))
+        return all(storage.is_there(self.output_dir / f"{id}{suffix}") for suffix in (".png", ".json"))
 
 
 def _line(failed: Failed) -> str:
