@@ -34,6 +34,11 @@ class StorageError(DiffstylerError):
     """A URL cannot be read or written; the text says which and why."""
 
 
+def mounts() -> str:
+    """The folder below which URLs have their places, with a slash at its end."""
+    return _absolute(os.environ.get(MOUNTS) or "~/.cache/diffstyler/mounts")
+
+
 def local(path: Path | str) -> Path:
     """The place of what a URL names; any other path as it is.
 
@@ -49,12 +54,12 @@ def local(path: Path | str) -> Path:
         raise StorageError(
             f"{found[1]}://{found[2]}: expected a path, or a URL that fsspec can open: {error}"
         ) from error
-    return Path(_mounts(), found[1], *found[2].split("/"))
+    return Path(mounts(), found[1], *found[2].split("/"))
 
 
 def told(path: Path | str) -> str:
     """The URL that a place stands for; the path of any other."""
-    root, text = _mounts(), str(path)
+    root, text = mounts(), str(path)
     if not text.startswith(root):
         return text
     protocol, _, rest = text[len(root) :].partition(os.sep)
@@ -62,7 +67,7 @@ def told(path: Path | str) -> str:
 
 
 def is_remote(path: Path) -> bool:
-    return str(path).startswith(_mounts())
+    return str(path).startswith(mounts())
 
 
 def fetch(path: Path, *, changes: bool = False) -> Path:
@@ -156,10 +161,6 @@ def check_storage(folder: Path) -> None:
         probe.write_bytes(b"diffstyler")
         put(probe)
         remove(probe)
-
-
-def _mounts() -> str:
-    return _absolute(os.environ.get(MOUNTS) or "~/.cache/diffstyler/mounts")
 
 
 @cache

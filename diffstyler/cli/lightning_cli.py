@@ -22,6 +22,7 @@ from diffstyler.cli.messages import telling
 from diffstyler.cli.settings import Words, keys_of, with_presets
 from diffstyler.cli.trust import add_flag, limit_imports
 from diffstyler.errors import DiffstylerError
+from diffstyler.farm.ray import RayFarm
 from diffstyler.fit.data import FitData
 from diffstyler.fit.finetuner import LoRAFinetuner
 from diffstyler.predict.data import PredictData
@@ -54,6 +55,11 @@ class Run:
     def name(self) -> str:
         return self.words.name
 
+    @staticmethod
+    def farm(cli: LightningCLI) -> RayFarm | None:
+        """The cluster that does the work, if it is not this machine."""
+        return cli.config_init["farm"]
+
     def cli(self, arguments: Sequence[str]) -> LightningCLI:
         """Trainer, model and datamodule as the arguments say; exits with code 2 where they cannot be."""
         for logger in ("lightning.pytorch", "lightning.fabric"):  # importing them sets the level
@@ -73,6 +79,7 @@ class Run:
                     parser.link_arguments(name, f"model.{name}")
                 parser.add_argument("--on_error", type=OnError, default="stop", help=settings.GENERAL["on_error"])
                 parser.link_arguments("on_error", "data.on_error")
+                parser.add_subclass_arguments(RayFarm, "farm", required=False, help=settings.GENERAL["farm"])
                 add_flag(parser)
                 parser.set_defaults({name: {"class_path": kind} for name, kind in run.words.classes.items()})
 
@@ -92,7 +99,7 @@ class Run:
                 self.model,
                 self.data,
                 run=False,
-                args=_with_family(*with_presets(arguments)),
+                args=_with_farm(_with_family(*with_presets(arguments))),
                 save_config_callback=None,
                 seed_everything_default=False,
                 auto_configure_optimizers=False,
@@ -146,6 +153,14 @@ def _with_family(words: list[str], configs: Iterable[str]) -> list[str]:
     kind = json.loads(index.read_text(encoding="utf-8")).get("_class_name", "") if index.is_file() else ""
     family = kind.removesuffix("Pipeline")
     return ["--model.backbone", family, *words] if family in FAMILIES else words
+
+
+def _with_farm(words: list[str]) -> list[str]:
+    """With the class of the farm that is named by its library."""
+    return [
+        "RayFarm" if word == "ray" and before == "--farm" else "--farm=RayFarm" if word == "--farm=ray" else word
+        for before, word in zip(["", *words], words, strict=False)
+    ]
 
 
 @contextmanager

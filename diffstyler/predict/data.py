@@ -111,7 +111,7 @@ class Share(DistributedSampler):
         super().__init__(triples, num_replicas=1, rank=0, shuffle=False)  # type: ignore[arg-type]
         self.farm, self.together = farm, together
         self._places = {triple.id: place for place, triple in enumerate(triples)}
-        farm.offer([Job(triple.id) for triple in sorted(triples, key=_same_work)])
+        farm.offer([Job(triple.id) for triple in ordered(triples)])
 
     @property
     def rows(self) -> list[int]:
@@ -124,6 +124,11 @@ class Share(DistributedSampler):
 
     def __len__(self) -> int:
         return self.farm.count_left()
+
+
+def ordered(triples: Sequence[Triple]) -> list[Triple]:
+    """By content, then by style."""
+    return sorted(triples, key=_same_work)
 
 
 def _same_work(triple: Triple) -> tuple[str, list[str]]:

@@ -52,18 +52,21 @@ class StylizationWriter(BasePredictionWriter):
 
     Args:
         output_dir: the folder; made if it is not there.
-        farm: whose rows these are, and who is told what became of them; by default the ranks share them.
     """
 
-    def __init__(self, output_dir: Path, farm: Farm | None = None) -> None:
+    def __init__(self, output_dir: Path) -> None:
         super().__init__(write_interval="batch")
         self.output_dir = storage.local(output_dir)
-        self.farm = farm if farm is not None else RankFarm()
-        self._by_ranks = farm is None
+        self.farm: Farm = RankFarm()  #: whose rows these are, and who is told what became of them
+        self._by_ranks = True
         self.workers = Workers(apart=False)
         self._parted = False
         self._under_way: deque[Future[Stylized | Failed]] = deque()
         self._rows: dict[str, Triple] = {}
+
+    def share(self, farm: Farm) -> None:
+        """From now on the rows are this farm's, rather than shared by the ranks."""
+        self.farm, self._by_ranks = farm, False
 
     def is_done(self, id: str, key: str) -> bool:
         """Whether this very picture lies in the folder already, as it was written."""
