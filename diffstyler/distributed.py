@@ -16,8 +16,6 @@ import torch
 from lightning.fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-#: how often a process that has nothing to do looks whether others left it something
-POLL_SECONDS = 0.2
 T = TypeVar("T")
 
 

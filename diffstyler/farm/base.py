@@ -6,6 +6,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
+#: how often a process that has nothing to do looks whether others left it something
+POLL_SECONDS = 0.2
+
 
 @dataclass(frozen=True, slots=True)
 class Job:

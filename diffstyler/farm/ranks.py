@@ -9,12 +9,14 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import lightning
 from filelock import FileLock, Timeout
 
-from diffstyler.distributed import POLL_SECONDS
-from diffstyler.farm.base import Farm, Job, Told
+from diffstyler.farm.base import POLL_SECONDS, Farm, Job, Told
+
+if TYPE_CHECKING:
+    import lightning
 
 
 class RankFarm(Farm):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -28,7 +29,7 @@ log = logging.getLogger(__name__)
 TICK = 1.0
 #: bytes of Ray's object store where Ray is started here: what is sent are rows, not pictures
 OBJECT_STORE = 200 << 20
-#: workers in a row that may end with an error before anything more is done
+#: workers in a row that may end with an error, or without having done anything, before anything more is done
 MOST_DEATHS = 6
 
 
@@ -185,6 +186,7 @@ class RayFarm:
         import ray
 
         address = self.address or os.environ.get("RAY_ADDRESS")
+        _look_for(address)
         own: dict[str, Any] = {"object_store_memory": OBJECT_STORE, "include_dashboard": False}
         try:
             ray.init(
@@ -209,15 +211,18 @@ class _Shift:
     crews: list[_Crew] = field(default_factory=list)
     started: int = 0
     deaths: int = 0  # since anything was settled
+    ended: int = 0  # the same
     settled: int = 0
 
     def go_on(self, counts: Counts) -> None:
         """Start those that there is work and room for, and see to those that have ended."""
         settled = counts.jobs - counts.open
         if settled > self.settled:
-            self.settled, self.deaths = settled, 0
+            self.settled, self.deaths, self.ended = settled, 0, 0
         idle = [crew for crew in self.crews if crew.call is None]
         free = counts.waiting
+        if self.ended > MOST_DEATHS * len(self.crews):
+            raise FarmError(f"{free} jobs wait, but workers end without doing any of them")
         for crew in idle[:free]:
             crew.call = crew.actor.run.remote()
         for _ in range(min(self._wanted() - len(self.crews), free - len(idle))):
@@ -254,6 +259,7 @@ class _Shift:
         call, crew.call = crew.call, None
         try:
             self.ray.get(call)
+            self.ended += 1
             return
         except errors.RayTaskError as error:
             reason: BaseException = error.cause
@@ -300,6 +306,17 @@ class _Shift:
         if self.farm.gpus is not None:
             return self.farm.gpus
         return 1.0 if self.ray.cluster_resources().get("GPU") else 0.0
+
+
+def _look_for(address: str | None) -> None:
+    """Ray itself would wait for minutes where nobody listens."""
+    host, colon, port = (address or "").rpartition("//")[2].rpartition(":")
+    if not (colon and port.isdecimal()):
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+    except OSError as error:
+        raise DiffstylerError(f"farm.address {address}: expected a Ray cluster that runs, got: {error}") from error
 
 
 def _ray() -> Any:

@@ -22,7 +22,8 @@ from diffstyler.adapters import LoRAPack, Rows, by_part, pack_of_parts, save_lor
 from diffstyler.backbones import NETWORK, Backbone
 from diffstyler.cuda import Captured, Pace, send
 from diffstyler.diffusion.denoiser import one_thread
-from diffstyler.distributed import POLL_SECONDS, Team
+from diffstyler.distributed import Team
+from diffstyler.farm.base import POLL_SECONDS
 from diffstyler.fit.crops import MOST_CROPS, take_crops
 from diffstyler.fit.job_queue import JobQueue
 from diffstyler.fit.jobs import FitJob, FitSettings

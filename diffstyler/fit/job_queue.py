@@ -121,6 +121,8 @@ class JobQueue:
         self._finished: dict[str, FittedLoRA] = library.find([job.identity for job in self.jobs.values()])
         self._adopted: set[str] = set()
         self.order(lambda job: job.settings.steps)
+        for key in self._finished.keys() & {*self.farm.left()}:  # whoever made it could not tell any more
+            self._finish(self.jobs[key])
 
     def order(self, size: Callable[[FitJob], float], kind: Callable[[FitJob], str] = lambda job: "") -> None:
         """From now on the largest jobs come first; those of one ``kind`` can be fitted side by side."""
@@ -146,7 +148,7 @@ class JobQueue:
             job = self.jobs[keys[0]]
             if not self._settled(job):
                 return job
-            self.farm.finish(job.identity.key)
+            self._finish(job)
         return None
 
     def notice(self) -> None:
@@ -179,6 +181,11 @@ class JobQueue:
     def close(self) -> None:
         """Leave what is claimed and not finished to others."""
         self.farm.close()
+
+    def _finish(self, job: FitJob) -> None:
+        """What another process has done; that may have left a state when it was stopped."""
+        self.library.forget_state(job.identity)
+        self.farm.finish(job.identity.key)
 
     def _note(self, key: str, reason: str) -> None:
         job = self.jobs[key]
