@@ -34,11 +34,11 @@ def fit(arguments: Sequence[str]) -> None:
 
 def predict(arguments: Sequence[str]) -> None:
     settings.PREDICT.read(arguments)
-    from diffstyler.cli.lightning_cli import PREDICT, exit_code_of_sigterm
+    from diffstyler.cli.lightning_cli import PREDICT, exit_code_of_sigterm, stopped_by_sigusr1
     from diffstyler.storage import told
 
     cli = PREDICT.cli(arguments)
-    with exit_code_of_sigterm():
+    with exit_code_of_sigterm(), stopped_by_sigusr1():
         if farm := PREDICT.farm(cli):
             from diffstyler.cli.on_farm import predict_on
 

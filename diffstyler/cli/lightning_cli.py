@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,7 +16,7 @@ from pydoc import locate
 from lightning import LightningDataModule, LightningModule
 from lightning.fabric.strategies.launchers import subprocess_script
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.plugins.environments import SLURMEnvironment
+from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 from diffstyler.cli import settings
@@ -112,7 +114,8 @@ def _on_slurm() -> dict[str, object]:
     """predict is its own way of going on: what is made is there. Lightning would look for a checkpoint of fit's."""
     place = f"{SLURMEnvironment.__module__}.{SLURMEnvironment.__qualname__}"
     plugin = {"class_path": place, "init_args": {"auto_requeue": False}}
-    return {"plugins": [plugin]} if SLURMEnvironment.detect() else {}
+    by_itself = SLURMEnvironment.detect() and not TorchElasticEnvironment.detect()
+    return {"plugins": [plugin]} if by_itself else {}
 
 
 FIT = Run(settings.FIT, LoRAFinetuner, FitData)
@@ -170,6 +173,19 @@ def refusals_told() -> Iterator[None]:
         yield
     except (MisconfigurationException, ImportError) as error:
         raise DiffstylerError(f"trainer: {error}") from error
+
+
+@contextmanager
+def stopped_by_sigusr1() -> Iterator[None]:
+    """SIGUSR1, which SLURM sends before it takes a node, ends what runs inside as SIGTERM does."""
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "SIGUSR1"):
+        yield
+        return
+    before = signal.signal(signal.SIGUSR1, lambda signum, frame: os.kill(os.getpid(), signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGUSR1, before)
 
 
 @contextmanager
