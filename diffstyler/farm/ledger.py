@@ -58,6 +58,7 @@ class Ledger:
         self._held: defaultdict[str, set[str]] = defaultdict(set)
         self._told: dict[str, Told] = {}
         self._deaths: Counter[str] = Counter()
+        self._suspects: set[str] = set()
         self._workers: set[str] = set()
         self._done: deque[tuple[float, float]] = deque()  # when, how much
         self._left = 0.0
@@ -109,6 +110,8 @@ class Ledger:
         for key in self._held.pop(worker, set()):
             del self._holders[key]
             self._deaths[key] += blamed
+            if self._deaths[key] >= ALONE:
+                self._suspects.add(key)
             if self._deaths[key] > ALONE:
                 self._settle(Told(key, f"{self._deaths[key]} workers died while they were at it, the last one alone"))
             else:
@@ -141,13 +144,13 @@ class Ledger:
 
     def _next(self, worker: str, kinds: Collection[str]) -> str | None:
         held = self._held[worker]
-        if any(self._deaths[key] >= ALONE for key in held):
+        if not held.isdisjoint(self._suspects):
             return None
         heads = [heap[0] for kind, heap in self._waiting.items() if heap and (not kinds or kind in kinds)]
         if not heads:
             return None
         _, key = min(heads)
-        if held and self._deaths[key] >= ALONE:
+        if held and key in self._suspects:
             return None
         heapq.heappop(self._waiting[self._jobs[key].kind])
         return key
