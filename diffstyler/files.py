@@ -11,6 +11,7 @@ import shutil
 from contextlib import suppress
 from pathlib import Path
 
+from diffstyler import storage
 from diffstyler.errors import DiffstylerError
 
 try:
@@ -39,6 +40,7 @@ def atomic_write(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
             beside.replace(path)
+        storage.put(path)
     except BaseException as error:
         with suppress(OSError):
             beside.unlink(missing_ok=True)
@@ -53,6 +55,7 @@ def check_writable(folder: Path) -> None:
     Raises:
         DiffstylerError: they cannot.
     """
+    storage.check_storage(folder)
     there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
     if not there.is_dir():
         raise DiffstylerError(f"{folder}: expected a folder to write to, but {there} is a file; name another one")

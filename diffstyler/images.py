@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from diffstyler import storage
 from diffstyler.errors import DiffstylerError
 from diffstyler.files import atomic_write
 
@@ -82,6 +83,7 @@ def image_size(path: Path) -> tuple[int, int]:
 @contextmanager
 def _faults_told(path: Path) -> Iterator[None]:
     try:
+        storage.fetch(path)
         if path.exists() and not (path.is_file() or path.is_dir()):
             raise ImageError(f"{path}: {_EXPECTED}, got a pipe or device; name a file")
         with warnings.catch_warnings():

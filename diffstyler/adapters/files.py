@@ -16,6 +16,7 @@ from peft import LoraConfig
 from peft.utils.other import get_pattern_key
 from safetensors import SafetensorError, safe_open
 
+from diffstyler import storage
 from diffstyler.adapters.dialects import other_method, place_of, with_text_model, without_text_model
 from diffstyler.adapters.lora import LoRA, LowRank
 from diffstyler.errors import DiffstylerError
@@ -194,6 +195,7 @@ def lora_files(path: Path) -> dict[str, Path]:
     Raises:
         LoRAFileError: there is none, or it is of a format that can run code when it is opened.
     """
+    storage.fetch(path)
     names = [path / WEIGHTS_NAME, path / PEFT_NAME] if path.is_dir() else [path]
     file = next((name for name in names if name.is_file()), None)
     if file is None and (path / "unet" / PEFT_NAME).is_file():  # as peft's training scripts save

@@ -16,6 +16,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError, safe_open
 
+from diffstyler import storage
 from diffstyler.adapters.files import lora_files
 from diffstyler.errors import DiffstylerError
 from diffstyler.files import read_json, sweep
@@ -72,14 +73,14 @@ class FittedLoRA:
 
 
 class LoRALibrary:
-    """The LoRAs in ``lora_dir``, one folder each; a folder is there only when it is complete."""
+    """The LoRAs in ``lora_dir``, a folder or a URL, one folder each; a folder is there only when it is complete."""
 
     def __init__(self, lora_dir: Path) -> None:
-        self.lora_dir = lora_dir
+        self.lora_dir = storage.local(lora_dir)
 
     def entries(self) -> list[FittedLoRA]:
         """All finished LoRAs, by folder name."""
-        return [entry for file in sorted(self.lora_dir.glob(f"*/{RECORD_NAME}")) if (entry := _whole(file.parent))]
+        return [entry for file in storage.files(self.lora_dir, f"*/{RECORD_NAME}") if (entry := _whole(file.parent))]
 
     def get(self, identity: LoRAIdentity) -> FittedLoRA | None:
         """The LoRA with exactly this identity (under whatever picture name), or None."""
@@ -90,7 +91,7 @@ class LoRALibrary:
         folders: dict[str, list[Path]] = {}
         beginnings = {identity.key[:12] for identity in identities}
         pattern = f"*-{identities[0].key[:12]}" if len(identities) == 1 else "*"
-        for file in sorted(self.lora_dir.glob(f"{pattern}/{RECORD_NAME}")):
+        for file in storage.files(self.lora_dir, f"{pattern}/{RECORD_NAME}"):
             if (beginning := file.parent.name.rpartition("-")[2]) in beginnings:
                 folders.setdefault(beginning, []).append(file.parent)
         found = {}
@@ -101,15 +102,14 @@ class LoRALibrary:
                     found[identity.key] = entry
         return found
 
+    @property
+    def unfinished(self) -> Path:
+        """Where processes keep what is under way."""
+        return self.lora_dir / ".unfinished"
+
     def state_file(self, identity: LoRAIdentity) -> Path:
         """Where the unfinished LoRA keeps its state."""
-        return self.lora_dir / ".unfinished" / f"{identity.key}.pt"
-
-    def lock_file(self, identity: LoRAIdentity) -> Path:
-        """What the process that fits this LoRA keeps locked; its folder is made."""
-        path = self.state_file(identity).with_suffix(".lock")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return path
+        return self.unfinished / f"{identity.key}.pt"
 
     def publish(
         self,
@@ -120,7 +120,7 @@ class LoRALibrary:
     ) -> FittedLoRA:
         """Let ``write`` fill a folder beside the library's, add the record, and move it in as a whole."""
         folder = self.lora_dir / identity.folder_name
-        partial = self.lora_dir / ".unfinished" / f"{identity.key}.folder"
+        partial = self.unfinished / f"{identity.key}.folder"
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         write(partial)
@@ -136,19 +136,21 @@ class LoRALibrary:
         else:
             shutil.rmtree(folder, ignore_errors=True)  # what is not whole
             partial.replace(folder)
+            for file in sorted(folder.iterdir(), key=lambda file: file.name == RECORD_NAME):
+                storage.put(file)  # the record last: it says that the folder is complete
         self.forget_state(identity)
         return there or FittedLoRA(folder, identity, tuple(history), steps_taken)
 
     def sweep(self) -> None:
         """Remove what killed processes left of files that they wrote."""
         sweep(self.lora_dir)
-        sweep(self.lora_dir / ".unfinished")
+        sweep(self.unfinished)
 
     def forget_state(self, identity: LoRAIdentity) -> None:
         """Remove the unfinished LoRA's state, and what a process left that was killed while it wrote one."""
         state = self.state_file(identity)
         for file in (state, *state.parent.glob(f".{state.name}.*.tmp")):
-            file.unlink(missing_ok=True)
+            storage.remove(file)
 
 
 def read_record(folder: Path) -> FittedLoRA:
@@ -185,7 +187,7 @@ def _whole(folder: Path) -> FittedLoRA | None:
     """What a folder of the library holds; None, with a warning, where its record or its weights are damaged."""
     try:
         entry = read_record(folder)
-        for file in lora_files(folder).values():
+        for file in () if storage.is_remote(folder) else lora_files(folder).values():  # fetched when it is used
             with safe_open(file, "pt"):
                 pass
     except (DiffstylerError, SafetensorError) as error:

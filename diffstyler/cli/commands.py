@@ -17,24 +17,36 @@ from diffstyler.errors import printable
 def fit(arguments: Sequence[str]) -> None:
     settings.FIT.read(arguments)
     from diffstyler.cli.lightning_cli import FIT, exit_code_of_sigterm
+    from diffstyler.storage import told
 
     cli = FIT.cli(arguments)
     with exit_code_of_sigterm():
-        cli.trainer.fit(cli.model, datamodule=cli.datamodule)
+        if farm := FIT.farm(cli):
+            from diffstyler.cli.on_farm import fit_on
+
+            fit_on(farm, cli, arguments)
+        else:
+            cli.trainer.fit(cli.model, datamodule=cli.datamodule)
     if cli.trainer.is_global_zero:
         for entry in cli.model.finished:
-            print(entry.folder)
+            print(told(entry.folder))
 
 
 def predict(arguments: Sequence[str]) -> None:
     settings.PREDICT.read(arguments)
-    from diffstyler.cli.lightning_cli import PREDICT, exit_code_of_sigterm
+    from diffstyler.cli.lightning_cli import PREDICT, exit_code_of_sigterm, stopped_by_sigusr1
+    from diffstyler.storage import told
 
     cli = PREDICT.cli(arguments)
-    with exit_code_of_sigterm():
-        cli.trainer.predict(cli.model, datamodule=cli.datamodule, return_predictions=False)
+    with exit_code_of_sigterm(), stopped_by_sigusr1():
+        if farm := PREDICT.farm(cli):
+            from diffstyler.cli.on_farm import predict_on
+
+            predict_on(farm, cli, arguments)
+        else:
+            cli.trainer.predict(cli.model, datamodule=cli.datamodule, return_predictions=False)
     if cli.model.writer is not None and cli.trainer.is_global_zero:
-        print(cli.model.writer.output_dir / "index.html")
+        print(told(cli.model.writer.output_dir / "index.html"))
 
 
 def masks(arguments: Sequence[str]) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,7 +16,7 @@ from pydoc import locate
 from lightning import LightningDataModule, LightningModule
 from lightning.fabric.strategies.launchers import subprocess_script
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.plugins.environments import SLURMEnvironment
+from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 from diffstyler.cli import settings
@@ -22,6 +24,7 @@ from diffstyler.cli.messages import telling
 from diffstyler.cli.settings import Words, keys_of, with_presets
 from diffstyler.cli.trust import add_flag, limit_imports
 from diffstyler.errors import DiffstylerError
+from diffstyler.farm.ray import RayFarm
 from diffstyler.fit.data import FitData
 from diffstyler.fit.finetuner import LoRAFinetuner
 from diffstyler.predict.data import PredictData
@@ -54,6 +57,11 @@ class Run:
     def name(self) -> str:
         return self.words.name
 
+    @staticmethod
+    def farm(cli: LightningCLI) -> RayFarm | None:
+        """The cluster that does the work, if it is not this machine."""
+        return cli.config_init["farm"]
+
     def cli(self, arguments: Sequence[str]) -> LightningCLI:
         """Trainer, model and datamodule as the arguments say; exits with code 2 where they cannot be."""
         for logger in ("lightning.pytorch", "lightning.fabric"):  # importing them sets the level
@@ -73,6 +81,7 @@ class Run:
                     parser.link_arguments(name, f"model.{name}")
                 parser.add_argument("--on_error", type=OnError, default="stop", help=settings.GENERAL["on_error"])
                 parser.link_arguments("on_error", "data.on_error")
+                parser.add_subclass_arguments(RayFarm, "farm", required=False, help=settings.GENERAL["farm"])
                 add_flag(parser)
                 parser.set_defaults({name: {"class_path": kind} for name, kind in run.words.classes.items()})
 
@@ -92,7 +101,7 @@ class Run:
                 self.model,
                 self.data,
                 run=False,
-                args=_with_family(*with_presets(arguments)),
+                args=_with_farm(_with_family(*with_presets(arguments))),
                 save_config_callback=None,
                 seed_everything_default=False,
                 auto_configure_optimizers=False,
@@ -105,7 +114,8 @@ def _on_slurm() -> dict[str, object]:
     """predict is its own way of going on: what is made is there. Lightning would look for a checkpoint of fit's."""
     place = f"{SLURMEnvironment.__module__}.{SLURMEnvironment.__qualname__}"
     plugin = {"class_path": place, "init_args": {"auto_requeue": False}}
-    return {"plugins": [plugin]} if SLURMEnvironment.detect() else {}
+    by_itself = SLURMEnvironment.detect() and not TorchElasticEnvironment.detect()
+    return {"plugins": [plugin]} if by_itself else {}
 
 
 FIT = Run(settings.FIT, LoRAFinetuner, FitData)
@@ -148,6 +158,14 @@ def _with_family(words: list[str], configs: Iterable[str]) -> list[str]:
     return ["--model.backbone", family, *words] if family in FAMILIES else words
 
 
+def _with_farm(words: list[str]) -> list[str]:
+    """With the class of the farm that is named by its library."""
+    return [
+        "RayFarm" if word == "ray" and before == "--farm" else "--farm=RayFarm" if word == "--farm=ray" else word
+        for before, word in zip(["", *words], words, strict=False)
+    ]
+
+
 @contextmanager
 def refusals_told() -> Iterator[None]:
     """What the Trainer cannot be or do here ends as our own errors do, and not in a traceback."""
@@ -155,6 +173,19 @@ def refusals_told() -> Iterator[None]:
         yield
     except (MisconfigurationException, ImportError) as error:
         raise DiffstylerError(f"trainer: {error}") from error
+
+
+@contextmanager
+def stopped_by_sigusr1() -> Iterator[None]:
+    """SIGUSR1, which SLURM sends before it takes a node, ends what runs inside as SIGTERM does."""
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "SIGUSR1"):
+        yield
+        return
+    before = signal.signal(signal.SIGUSR1, lambda signum, frame: os.kill(os.getpid(), signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGUSR1, before)
 
 
 @contextmanager

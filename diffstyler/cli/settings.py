@@ -24,6 +24,7 @@ GENERAL = {
     "config": "a YAML file with any of these settings; several are read one after another",
     "print_config": "print all settings as YAML, with what the other words change, and end",
     "on_error": "what wrong rows mean: stop, or skip them",
+    "farm": "ray: on a Ray cluster, by RayFarm's settings: --farm ray --farm.address auto; null = on this machine",
     "trust_config": "import any class that settings name, not only those of known packages: they can run anything",
     "seed_everything": "Lightning's; fits and pictures have seeds of their own",
     "help": "this text",
@@ -99,7 +100,7 @@ class Words:
     @property
     def help(self) -> str:
         shown = {f"--{name}": Setting("", "", text) for name, text in GENERAL.items()}
-        shown |= {f"--{name}": setting for name, setting in {**self.settings, **self.trainer}.items()}
+        shown |= {f"--{name}": setting for name, setting in {**self.settings, **FARM, **self.trainer}.items()}
         return (
             f"usage: diffstyler {self.name} [--config FILE] [--SETTING VALUE | --SETTING=VALUE] …\n\n{self.about}\n\n"
             + "".join(f"  {flag}{setting}\n" for flag, setting in shown.items())
@@ -114,7 +115,8 @@ class Words:
         words, configs = with_presets(arguments)
         keys = [word[2:].partition("=")[0].rstrip("+") for word in words if word.startswith("--")]
         keys += [key for config in configs for key in keys_of(config)]
-        known = {*self.settings, *(f"model.{name}" for name in self.folders), *self.trainer, *GENERAL}
+        known = {*self.settings, *(f"model.{name}" for name in self.folders), *self.trainer, *GENERAL, *FARM}
+        known |= {"farm.class_path", "farm.init_args"}
         known |= {"model", "data", "trainer", "print_shtab"}
         for key in keys:
             if ".".join(key.split(".")[:2]) not in known and key:
@@ -162,6 +164,7 @@ def _docstring(node: ast.ClassDef | ast.FunctionDef):  # noqa: ANN202
     return parse(inspect.cleandoc(ast.get_docstring(node) or ""), DocstringStyle.GOOGLE)
 
 
+FARM = {f"farm.{name}": setting for name, setting in settings_of(PACKAGE / "farm/ray.py", "RayFarm").items()}
 FIT = Words(
     "fit",
     "Fit a LoRA for every style (or content) picture that has none yet.",

@@ -17,11 +17,13 @@ import torch
 from PIL import Image
 from torch.nn import functional
 
+from diffstyler import storage
 from diffstyler.adapters import LoRAPack, Rows, by_part, pack_of_parts, save_lora
 from diffstyler.backbones import NETWORK, Backbone
 from diffstyler.cuda import Captured, Pace, send
 from diffstyler.diffusion.denoiser import one_thread
-from diffstyler.distributed import POLL_SECONDS, Team
+from diffstyler.distributed import Team
+from diffstyler.farm.base import POLL_SECONDS
 from diffstyler.fit.crops import MOST_CROPS, take_crops
 from diffstyler.fit.job_queue import JobQueue
 from diffstyler.fit.jobs import FitJob, FitSettings
@@ -374,9 +376,8 @@ class FitBench:
         self._loss_scales.copy_(self._loss_scales.new_tensor(values))
 
     def _claim(self) -> FitJob | None:
-        sides = {crop_side(slot.job, self.backbone) for slot in self.busy}
         if self.team.size == 1:
-            return self.queue.claim(lambda job: not sides or crop_side(job, self.backbone) in sides)
+            return self.queue.claim({str(crop_side(slot.job, self.backbone)) for slot in self.busy})
         claimed = self.queue.claim() if self.team.rank == 0 else None
         key = self.team.agree(claimed.identity.key if claimed else None)
         return self.queue.adopt(key) if key else None
@@ -418,7 +419,7 @@ class FitBench:
             history=history,
             masks=None if masks is None else functional.interpolate(masks, latents.shape[2:], mode="area").to(latents),
         )
-        state = self.queue.library.state_file(job.identity)
+        state = storage.fetch(self.queue.library.state_file(job.identity), changes=True)
         if state.is_file():
             slot.restore(state)
         if slot.step:
@@ -507,7 +508,7 @@ class FitBench:
         if not slot.history:
             log.warning("%s: %s; it starts again at %g of its learning rate", path, reason, RETRY_FACTOR)
             if self.team.rank == 0:
-                self.queue.library.state_file(job.identity).unlink(missing_ok=True)
+                storage.remove(self.queue.library.state_file(job.identity))
             self.team.agree(None)  # none reads the old state
             history = [f"{reason}; started again at {RETRY_FACTOR:g} of its learning rate"]
             self._place(self._open(job, slot.index, history))

@@ -12,6 +12,7 @@ from typing import Literal, Protocol
 
 import lightning
 
+from diffstyler import storage
 from diffstyler.errors import DiffstylerError, RowsError, check_placeholders, told_lines
 from diffstyler.fit.bench import FitBatch, FitBench
 from diffstyler.fit.crops import Crops
@@ -69,9 +70,9 @@ class FitData(lightning.LightningDataModule):
             )
         if manifest is None and jobs is None and not pictures:
             raise DiffstylerError("nothing to fit: expected data.manifest, data.jobs or data.pictures")
-        self.manifest = manifest
-        self.jobs = jobs
-        self.paths = [path for named in _listed(pictures) for path in _pictures_at(Path(named))]
+        self.manifest = storage.local(manifest) if manifest is not None else None
+        self.jobs = storage.local(jobs) if jobs is not None else None
+        self.paths = [path for named in _listed(pictures) for path in _pictures_at(storage.fetch(storage.local(named)))]
         self.role = role
         self.prompt = prompt
         self.seed = seed
@@ -79,6 +80,7 @@ class FitData(lightning.LightningDataModule):
         self.pack_size: int | Literal["auto"] = pack_size
         self.together = together
         self.on_error: OnError = on_error
+        self.looked_at_elsewhere = False  #: ``pictures`` are there, from the process that leads the farm
         self.pictures: Sequence[FitPicture] = ()
         self.problems: list[RowProblem] = []  #: of rows that are skipped
 
@@ -88,6 +90,8 @@ class FitData(lightning.LightningDataModule):
         Raises:
             RowsError: rows or pictures that cannot be used, and on_error is "stop" or nothing else is left.
         """
+        if self.looked_at_elsewhere:
+            return
         problems: list[RowProblem] = []
         named = [Named(path, {"prompt": self.run_prompt, "mask": "everything"}, "data.pictures") for path in self.paths]
         if self.manifest is not None:

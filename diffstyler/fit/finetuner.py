@@ -19,6 +19,7 @@ from diffstyler.backbones import Backbone, StableDiffusion
 from diffstyler.cuda import Pace
 from diffstyler.distributed import Team, ended_by_sigterm, exit_codes, part
 from diffstyler.errors import DiffstylerError, told_lines
+from diffstyler.farm import Farm
 from diffstyler.files import check_writable
 from diffstyler.fit.bench import FitBatch, FitBench, crop_side, open_pack
 from diffstyler.fit.crops import Crops
@@ -193,6 +194,7 @@ class LoRAFinetuner(lightning.LightningModule):
         self.preview_every = preview_every
         # DistributedDataParallel refuses a module without trainable parameters; LoRAs are jobs, not shared parameters
         self.anchor = torch.nn.Parameter(torch.zeros(1))
+        self.farm: Farm | None = None  #: whose LoRAs these are; None = those of the library's folder
         self.queue = JobQueue(self.library, [])
         self.bench: FitBench | None = None
         self.progress = FitProgress()
@@ -232,7 +234,7 @@ class LoRAFinetuner(lightning.LightningModule):
             precision=str(self.trainer.precision),
         )
         jobs = [fit_job(picture, self.run, model, self.backbone.settings) for picture in data.pictures]
-        self.queue = JobQueue(self.library, jobs)
+        self.queue = JobQueue(self.library, jobs, self.farm)
         for job in self.queue.waiting:
             if job.former and (there := self.library.get(job.former)):
                 log.warning(
@@ -263,10 +265,8 @@ class LoRAFinetuner(lightning.LightningModule):
     def on_fit_start(self) -> None:
         failures = self.queue.failures
         run = self.trainer.strategy.broadcast(secrets.token_hex(8))
-        if self.trainer.is_global_zero:
-            failures.begin(run, {job.settings.role for job in self.queue.jobs.values()})
-            for row in self._data.problems:
-                failures.add(Failure(row.id or str(row.origin), self._data.role, row.origin, str(row)))
+        if self.leads:
+            self.begin_failures(run)
             self.library.sweep()
         failures.run = run
         team = Team(self.trainer.global_rank, self.trainer.world_size) if self._data.together else Team()
@@ -294,9 +294,20 @@ class LoRAFinetuner(lightning.LightningModule):
         """
         unfinished = len(self.bench.busy) + len(self.queue.waiting) if self.bench else 0
         self.close()
-        if not self.trainer.is_global_zero:
+        if not self.leads:
             return
         verdict(self.queue, [code for code in exit_codes(self.trainer) if code], unfinished, self._data.problems)
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process tells in the end what became of all LoRAs."""
+        return self.trainer.is_global_zero and self.queue.farm.leads
+
+    def begin_failures(self, run: str) -> None:
+        """Lead a run: what failed before is forgotten, and rows that are skipped are noted."""
+        self.queue.failures.begin(run, {job.settings.role for job in self.queue.jobs.values()})
+        for row in self._data.problems:
+            self.queue.failures.add(Failure(row.id or str(row.origin), self._data.role, row.origin, str(row)))
 
     def close(self) -> None:
         """Keep what is under way; leave the model as it was."""
@@ -318,7 +329,10 @@ class LoRAFinetuner(lightning.LightningModule):
 
     def _open_bench(self, team: Team) -> FitBench:
         self.backbone.prepare(self.device)
-        self.queue.order(lambda job: job.settings.steps * crop_side(job, self.backbone) ** 2)
+        self.queue.order(
+            lambda job: job.settings.steps * crop_side(job, self.backbone) ** 2,
+            kind=lambda job: str(crop_side(job, self.backbone)),
+        )
         sizing = self.sizing
         width = sizing.width(self.device, max(1, self.trainer.num_devices))
         pack = open_pack(self.backbone, self.run, sizing.jobs, width, self.device, sizing.adapter_dtype)
@@ -330,7 +344,7 @@ class LoRAFinetuner(lightning.LightningModule):
             losses=self.losses,
             watcher=self.progress,
             team=team,
-            waits=self.trainer.is_global_zero,
+            waits=self.leads,
             exact=torch.are_deterministic_algorithms_enabled(),
             checkpoint_every=self.checkpoint_every,
             preview_steps=self.preview_steps,

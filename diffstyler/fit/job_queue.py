@@ -1,20 +1,18 @@
-"""The LoRAs of a run, shared through the library's folder by every process that works on it.
-
-Each job has a lock file that the kernel frees when its holder ends, however it ends. Whoever holds the lock works on
-the job; nothing else is exchanged between processes, ranks or nodes (which must see the same file system).
-"""
+"""The LoRAs of a run: what is to be fitted, what is there, and what could not be; a farm shares them out."""
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from diffstyler import storage
 from diffstyler.adapters import FittedLoRA, LoRALibrary
+from diffstyler.farm import Farm, Job, LockFarm
 from diffstyler.files import atomic_write, read_json_lines
 from diffstyler.fit.jobs import FitJob
 
@@ -53,7 +51,7 @@ class FailureLog:
         self.run, self._alive = run, FileLock(self._file(run))
         self._alive.acquire()
         going_on = {file.stem for file in self._folder.glob("run-*.lock") if not self._sweep(file)}
-        if self.path.is_file():
+        if storage.is_there(self.path):
             self._rewrite(lambda old: [f for f in old if f.role not in roles or self._file(f.run).stem in going_on])
 
     def end(self) -> None:
@@ -66,7 +64,7 @@ class FailureLog:
     def read(self) -> list[Failure]:
         """Of all runs; lines that are none are left out, with a warning."""
         failures = []
-        for line in read_json_lines(self.path):
+        for line in read_json_lines(storage.fetch(self.path, changes=True)):
             if {"key", "role", "picture", "reason"} <= line.keys() and all(isinstance(v, str) for v in line.values()):
                 failures.append(Failure(**{field.name: line.get(field.name, "") for field in fields(Failure)}))
             else:
@@ -101,7 +99,7 @@ class FailureLog:
             if lines:
                 atomic_write(self.path, "".join(lines).encode())
             else:
-                self.path.unlink(missing_ok=True)
+                storage.remove(self.path)
 
 
 class JobQueue:
@@ -110,56 +108,57 @@ class JobQueue:
     Args:
         library: where the LoRAs go.
         jobs: one for each LoRA that is to be there in the end; those with equal identity count once.
+        farm: shares them out; by default the library's folder does.
     """
 
-    def __init__(self, library: LoRALibrary, jobs: Sequence[FitJob]) -> None:
+    def __init__(self, library: LoRALibrary, jobs: Sequence[FitJob], farm: Farm | None = None) -> None:
         self.library = library
         self.jobs: dict[str, FitJob] = {}
         for job in jobs:
             self.jobs.setdefault(job.identity.key, job)
         self.failures = FailureLog(library.lora_dir)
-        there = library.find([job.identity for job in self.jobs.values()])
-        self._finished: dict[str, FittedLoRA] = there
-        waiting = [job for job in self.jobs.values() if job.identity.key not in there]
-        #: neither finished, failed nor claimed here; the longest first
-        self.waiting = sorted(waiting, key=lambda job: -job.settings.steps)
-        self._locks: dict[str, FileLock] = {}
+        self.farm = farm if farm is not None else LockFarm(library.unfinished, self._note)
+        self._finished: dict[str, FittedLoRA] = library.find([job.identity for job in self.jobs.values()])
+        self._adopted: set[str] = set()
+        self.order(lambda job: job.settings.steps)
+        for key in self._finished.keys() & {*self.farm.left()}:  # whoever made it could not tell any more
+            self._finish(self.jobs[key])
+
+    def order(self, size: Callable[[FitJob], float], kind: Callable[[FitJob], str] = lambda job: "") -> None:
+        """From now on the largest jobs come first; those of one ``kind`` can be fitted side by side."""
+        open_jobs = [job for key, job in self.jobs.items() if key not in self._finished]
+        work = [Job(job.identity.key, size(job), kind(job)) for job in open_jobs]
+        self.farm.offer(sorted(work, key=lambda job: -job.size))
+
+    @property
+    def waiting(self) -> list[FitJob]:
+        """Not known to be finished or failed, and not claimed here; the largest first."""
+        known = self._finished.keys() | self._adopted
+        return [self.jobs[key] for key in self.farm.left() if key not in known]
 
     @property
     def finished(self) -> list[FittedLoRA]:
         """The LoRAs that are known to be there, whoever fitted them."""
         return [self._finished[key] for key in self.jobs if key in self._finished]
 
-    def claim(self, wanted: Callable[[FitJob], bool] = lambda job: True) -> FitJob | None:
-        """The next wanted job that nobody works on, from now on this process's own; None if there is none now."""
-        for job in filter(wanted, list(self.waiting)):
-            lock = FileLock(self.library.lock_file(job.identity))
-            try:
-                lock.acquire(blocking=False)
-            except Timeout:
-                continue
-            self.waiting.remove(job)
-            self._locks[job.identity.key] = lock
+    def claim(self, kinds: Collection[str] = ()) -> FitJob | None:
+        """The next job that nobody works on, of these kinds or of any, from now on this process's own; None if there
+        is none now."""
+        while keys := self.farm.claim(kinds):
+            job = self.jobs[keys[0]]
             if not self._settled(job):
                 return job
-            self._unlock(job)
+            self._finish(job)
         return None
-
-    def order(self, size: Callable[[FitJob], float]) -> None:
-        """From now on the largest jobs come first."""
-        self.waiting.sort(key=lambda job: -size(job))
 
     def notice(self) -> None:
         """Find out which of the waiting jobs other processes have finished."""
-        there = self.library.find([job.identity for job in self.waiting])
-        self._finished.update(there)
-        self.waiting = [job for job in self.waiting if job.identity.key not in there]
+        self._finished.update(self.library.find([job.identity for job in self.waiting]))
 
     def adopt(self, key: str) -> FitJob:
         """Take part in a job that another rank of the same team has claimed."""
-        job = self.jobs[key]
-        self.waiting = [other for other in self.waiting if other is not job]
-        return job
+        self._adopted.add(key)
+        return self.jobs[key]
 
     def publish(
         self, job: FitJob, write: Callable[[Path], None], history: Sequence[str] = (), steps_taken: int | None = None
@@ -167,15 +166,13 @@ class JobQueue:
         """Put a claimed job's LoRA, which ``write`` writes into a folder, into the library."""
         entry = self.library.publish(job.identity, write, history, steps_taken)
         self._finished[job.identity.key] = entry
-        self._unlock(job)
+        self.farm.finish(job.identity.key)
         return entry
 
     def fail(self, job: FitJob, reason: str) -> None:
         """Give a claimed job up: no process of this run tries it again."""
-        identity = job.identity
-        self.failures.add(Failure(identity.key, identity.role, str(job.picture.paths[0]), reason))
-        self.library.forget_state(identity)
-        self._unlock(job)
+        self.library.forget_state(job.identity)
+        self.farm.fail(job.identity.key, reason)
 
     def failed(self) -> list[Failure]:
         """The jobs of this run that were given up, whoever tried them."""
@@ -183,17 +180,19 @@ class JobQueue:
 
     def close(self) -> None:
         """Leave what is claimed and not finished to others."""
-        for lock in self._locks.values():
-            lock.release()
-        self._locks = {}
+        self.farm.close()
 
-    def _unlock(self, job: FitJob) -> None:
-        """Whoever locks a settled job from now on finds that out, under whichever file."""
-        self.library.lock_file(job.identity).unlink(missing_ok=True)
-        self._locks.pop(job.identity.key).release()
+    def _finish(self, job: FitJob) -> None:
+        """What another process has done; that may have left a state when it was stopped."""
+        self.library.forget_state(job.identity)
+        self.farm.finish(job.identity.key)
+
+    def _note(self, key: str, reason: str) -> None:
+        job = self.jobs[key]
+        self.failures.add(Failure(key, job.identity.role, str(job.picture.paths[0]), reason))
 
     def _settled(self, job: FitJob) -> bool:
-        """Whether another process finished or failed the job; only asked under its lock."""
+        """Whether another process finished or failed the job; only asked of a job that is claimed."""
         if entry := self.library.get(job.identity):
             self._finished[job.identity.key] = entry
         return entry is not None or any(f.key == job.identity.key for f in self.failures.of_this_run())

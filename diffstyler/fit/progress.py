@@ -86,7 +86,7 @@ class FitProgress(lightning.Callback):
             raise SIGTERMException
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
-        if pl_module.bench is None or not trainer.is_global_zero:
+        if pl_module.bench is None or not (trainer.is_global_zero and pl_module.queue.farm.leads):
             return
         self.progress = Progress(
             TextColumn("[bold]{task.description}"),

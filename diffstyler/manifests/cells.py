@@ -6,12 +6,12 @@ import re
 from collections.abc import Hashable
 from functools import cache
 from pathlib import Path
-from stat import S_ISDIR
 from typing import Annotated, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo
 from pydantic_core import ErrorDetails, PydanticCustomError
 
+from diffstyler import storage
 from diffstyler.adapters.hub import fetch_lora, is_hub_id
 from diffstyler.checks import MAX_SEED, in_our_words, shown
 from diffstyler.errors import DiffstylerError, check_placeholders
@@ -54,18 +54,24 @@ class Folder:
 
     def _find(self, written: str) -> tuple[Path, bool]:
         """The path, and whether it is a folder."""
-        path = self.path / written
+        path = self._place(written)
         try:
-            return path, S_ISDIR(path.stat().st_mode)
+            is_folder = storage.is_folder(path)
+            return storage.fetch(path) if is_folder else path, is_folder
         except OSError as error:
-            looked = str(path.absolute())[:MOST_SHOWN]
+            looked = storage.told(path.absolute())[:MOST_SHOWN]
             raise DiffstylerError(f"no such file: {shown(written)} (looked for {looked})") from error
+
+    def _place(self, written: str) -> Path:
+        """Of a path or URL."""
+        named = storage.local(written)
+        return named if storage.is_remote(named) else self.path / written
 
     def _mask(self, written: str) -> str:
         """The mask prompt in its canonical form, its files found."""
         prompt = with_files_from(parse_mask_prompt(written), self.path)
         for file in (node.path for node in prompt.walk() if isinstance(node, File)):
-            if not file.is_file():
+            if not storage.fetch(file).is_file():
                 raise DiffstylerError(f"no such mask file (looked for {file.absolute()})")
         return str(prompt)
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from diffstyler import storage
 from diffstyler.checks import shown
 from diffstyler.errors import MOST_TOLD, DiffstylerError, RowsError, did_you_mean
 
@@ -61,7 +62,7 @@ class Table:
         readers = {".csv": self._csv, ".jsonl": self._json_lines, ".parquet": self._parquet}
         if path.suffix.lower() not in readers:
             raise ManifestError(f"{path}: expected a manifest that ends in {', '.join(readers)}, got {path.suffix!r}")
-        if not path.is_file():
+        if not storage.fetch(path).is_file():
             raise ManifestError(f"{path}: no such manifest (looked for {path.absolute()})")
         self.path = path
         self._read = readers[path.suffix.lower()]

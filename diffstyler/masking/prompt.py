@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
+from diffstyler.storage import local
+
 _NEEDS_QUOTES = re.compile(r'["+()\[\]\\:]|(?:^|\s)-(?:\s|$)|^\s|\s$|^$')
 
 #: what may follow the path of a mask file that is not in quotes
@@ -160,7 +162,7 @@ class Pick(MaskPrompt):
 def with_files_from(prompt: MaskPrompt, folder: Path) -> MaskPrompt:
     """The same prompt with the relative paths in it taken from ``folder``."""
     if isinstance(prompt, File):
-        return replace(prompt, path=folder / prompt.path)
+        return replace(prompt, path=folder / local(prompt.path))
     changed = {
         name: with_files_from(child, folder) for name, child in vars(prompt).items() if isinstance(child, MaskPrompt)
     }

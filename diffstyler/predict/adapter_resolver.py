@@ -13,6 +13,7 @@ from typing import Literal
 
 from peft import LoraConfig
 
+from diffstyler import storage
 from diffstyler.adapters import FittedLoRA, LoRA, LoRALibrary, largest_rank, lora_files, read_lora, read_record
 from diffstyler.adapters.library import RECORD_NAME
 from diffstyler.backbones import NETWORK, Backbone, StableDiffusion
@@ -176,7 +177,7 @@ def style_picture(region: StyleRegion) -> Path | None:
     """The picture of a style: the style itself, the row's ``style_picture``, or the thumbnail in a folder of fit's."""
     if is_picture(region.style) or region.style_picture is not None:
         return region.style_picture or region.style
-    folder = region.style if region.style.is_dir() else region.style.parent
+    folder = storage.fetch(region.style if region.style.is_dir() else region.style.parent)
     thumbnail = folder / "thumbnail.png"
     return thumbnail if (folder / RECORD_NAME).is_file() and thumbnail.is_file() else None
 

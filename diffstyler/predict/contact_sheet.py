@@ -18,6 +18,7 @@ import jinja2
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
+from diffstyler import storage
 from diffstyler.files import atomic_write, file_sha256, own_folder, read_json, read_json_lines
 from diffstyler.images import ImageError, load_image, picture_sha256
 from diffstyler.metrics.base import FIGURES_NAME
@@ -126,9 +127,9 @@ class _Sidecar(BaseModel):
 def _sidecars(output_dir: Path) -> list[tuple[Path, _Sidecar]]:
     """Those JSON files of the folder that lie beside a picture, by name, and these pictures."""
     sidecars = []
-    for path in sorted(output_dir.glob("*.json")):
+    for path in storage.files(output_dir, "*.json"):
         picture = path.with_suffix(".png")
-        if not picture.is_file():
+        if not storage.fetch(picture).is_file():
             continue
         try:
             sidecars.append((picture, _Sidecar.model_validate(read_json(path))))
@@ -231,7 +232,7 @@ def _lora_name(path: str) -> str:
 
 def _shown(output_dir: Path, written: str, sha256: str) -> _Shown:
     """The picture at the path ``written``, which had the hash ``sha256`` ("" = not known)."""
-    path = Path(written)
+    path = storage.local(written)
     if not written:
         return _Shown("", "not recorded")
     try:

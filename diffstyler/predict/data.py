@@ -1,17 +1,22 @@
-"""Manifests -> the pictures to make, dealt to the ranks."""
+"""Manifests -> the pictures to make, those of this process by its farm."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import lightning
 from torch.utils.data import DataLoader, DistributedSampler
 
+from diffstyler import storage
 from diffstyler.errors import DiffstylerError
+from diffstyler.farm import Farm, Job, RankFarm
 from diffstyler.manifests.pictures import read_manifest
 from diffstyler.types import OnError, RowProblem, Triple
+
+#: batches whose rows are claimed at once, so that what is computed for one row serves the next ones
+PIECE = 8
 
 
 class PredictData(lightning.LightningDataModule):
@@ -39,7 +44,7 @@ class PredictData(lightning.LightningDataModule):
             raise DiffstylerError(f"data.batch_size: expected at least 1, got {batch_size}")
         if manifest is None and not triples:
             raise DiffstylerError("nothing to predict: expected data.manifest")
-        self.manifest = manifest
+        self.manifest = storage.local(manifest) if manifest is not None else None
         self.triples: Sequence[Triple] = triples
         self.batch_size: int | Literal["auto"] = batch_size
         self.on_error: OnError = on_error
@@ -51,14 +56,14 @@ class PredictData(lightning.LightningDataModule):
             self.triples = read_manifest(self.manifest, self.problems)
 
     def predict_dataloader(self) -> DataLoader:
-        """This rank's rows."""
-        trainer = self.trainer
-        rank, ranks = (trainer.global_rank, trainer.world_size) if trainer is not None else (0, 1)
+        """This process's rows."""
+        model: Any = self.trainer.lightning_module if self.trainer is not None else None
         rows = list(self.triples)
         together = self.batch_size
         if together == "auto":
-            together = trainer.lightning_module.pictures_at_once if trainer is not None else 1  # type: ignore[union-attr]
-        return Ahead(rows, batch_size=together, sampler=Share(rows, rank, ranks), collate_fn=Batch)  # type: ignore[arg-type]
+            together = model.pictures_at_once if model is not None else 1
+        share = Share(rows, model.farm if model is not None else RankFarm(), together)
+        return Ahead(rows, batch_size=together, sampler=share, collate_fn=Batch)  # type: ignore[arg-type]
 
 
 class Batch:
@@ -80,9 +85,9 @@ class Ahead(DataLoader):
     """Batches that know the next one, and how much is left."""
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        left = len(self.batch_sampler.sampler)  # type: ignore[union-attr]
         batches = super().__iter__()
         batch = next(batches, None)
-        left = len(self.sampler)  # type: ignore[arg-type]
         while batch is not None:
             batch.next = next(batches, None)
             batch.left = left = left - len(batch)
@@ -91,24 +96,39 @@ class Ahead(DataLoader):
 
 
 class Share(DistributedSampler):
-    """One rank's rows of a manifest, which may be none.
+    """One process's rows of a manifest, which may be none, as its farm gives them.
 
-    The rows are ordered by content, then by style, and cut into pieces of equal length: what was computed for one row,
-    such as the content's inversion, serves the next ones. Lightning keeps a sampler of this kind as it is; its own
-    refuses fewer rows than ranks.
+    The rows are ordered by content, then by style: what was computed for one row, such as the content's inversion,
+    serves the next ones. Lightning keeps a sampler of this kind as it is; its own refuses fewer rows than ranks.
+
+    Args:
+        triples: all rows.
+        farm: shares them out.
+        together: so many are made at once.
     """
 
-    def __init__(self, triples: Sequence[Triple], rank: int, ranks: int) -> None:
-        super().__init__(triples, num_replicas=ranks, rank=rank, shuffle=False)  # type: ignore[arg-type]
-        order = sorted(range(len(triples)), key=lambda row: _same_work(triples[row]))
-        start, stop = (-(-len(order) * r // ranks) for r in (rank, rank + 1))  # rounded up: the first rank has a row
-        self.rows = order[start:stop]
+    def __init__(self, triples: Sequence[Triple], farm: Farm, together: int = 1) -> None:
+        super().__init__(triples, num_replicas=1, rank=0, shuffle=False)  # type: ignore[arg-type]
+        self.farm, self.together = farm, together
+        self._places = {triple.id: place for place, triple in enumerate(triples)}
+        farm.offer([Job(triple.id) for triple in ordered(triples)])
+
+    @property
+    def rows(self) -> list[int]:
+        """Those that may come."""
+        return [self._places[id] for id in self.farm.left()]
 
     def __iter__(self) -> Iterator[int]:
-        return iter(self.rows)
+        while claimed := self.farm.claim(most=PIECE * self.together):
+            yield from (self._places[id] for id in claimed)
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return self.farm.count_left()
+
+
+def ordered(triples: Sequence[Triple]) -> list[Triple]:
+    """By content, then by style."""
+    return sorted(triples, key=_same_work)
 
 
 def _same_work(triple: Triple) -> tuple[str, list[str]]:

@@ -19,6 +19,7 @@ from PIL import ImageOps
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
+from diffstyler import storage
 from diffstyler.backbones import Backbone
 from diffstyler.cuda import send
 from diffstyler.diffusion.denoiser import Denoiser
@@ -156,11 +157,11 @@ class TrajectoryCache:
     Args:
         folder: where the files lie, one safetensors file each; None keeps nothing on disk.
         in_memory: how many stay in memory.
-        most_bytes: that the files may take; those used longest ago go first.
+        most_bytes: that the files may take here; those used longest ago go first.
     """
 
     def __init__(self, folder: Path | None, *, in_memory: int = KEPT, most_bytes: float = math.inf) -> None:
-        self.folder = folder
+        self.folder = storage.local(folder) if folder is not None else None
         self.in_memory = in_memory
         self.most_bytes = most_bytes
         self._swept = False
@@ -179,7 +180,7 @@ class TrajectoryCache:
             recent.move_to_end(name)
             return recent[name]
         path = self._path(name)
-        if path is None or not path.is_file():
+        if path is None or not storage.fetch(path).is_file():
             return None
         try:
             trajectory = _read(path, key)

@@ -16,6 +16,7 @@ from diffstyler.images import is_picture, to_tensor
 from diffstyler.masking.prompt import Everything, File, MaskPrompt
 from diffstyler.masking.prompt_parser import parse_mask_prompt
 from diffstyler.predict.adapter_resolver import AdapterFile
+from diffstyler.storage import told
 from diffstyler.types import StyleRegion, Triple
 
 
@@ -58,12 +59,12 @@ class RegionJob:
 
     def describe(self) -> dict:
         """For the sidecar."""
-        style = {"path": str(self.row.style)}
+        style = {"path": told(self.row.style)}
         if is_picture(self.row.style):
             style["sha256"] = str(self.adapter.picture)
         elif self.row.style_picture is not None:
-            style["picture"] = str(self.row.style_picture)
-        lora = {"path": str(self.adapter.path), "sha256": self.adapter.sha256}
+            style["picture"] = told(self.row.style_picture)
+        lora = {"path": told(self.adapter.path), "sha256": self.adapter.sha256}
         return {**self.row.record, "style": style, "lora": lora}
 
 

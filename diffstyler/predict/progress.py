@@ -36,10 +36,12 @@ class PredictProgress(lightning.Callback):
         self._batch = self._done = 0
 
     def on_predict_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
-        if not trainer.is_global_zero:
-            return
         loader: Any = trainer.predict_dataloaders
-        batches = [[loader.dataset[row] for row in rows] for rows in loader.batch_sampler]
+        share = loader.batch_sampler.sampler
+        if not share.farm.leads:
+            return
+        rows, size = [loader.dataset[row] for row in share.rows], share.together
+        batches = [rows[first : first + size] for first in range(0, len(rows), size)]
         made = [sum(map(len, batches[:after])) for after in range(len(batches) + 1)]
         self._titles = [f"pictures {before}/{made[-1]}" for before in made]
         self._ends, self._batch, self._done = list(steps_after(pl_module, batches)), 0, 0

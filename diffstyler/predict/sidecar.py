@@ -16,6 +16,7 @@ from diffstyler.images import to_image, to_tensor
 from diffstyler.masking.prompt import Everything
 from diffstyler.metrics.region import seam
 from diffstyler.predict.picture_job import PictureJob, RegionJob
+from diffstyler.storage import told
 from diffstyler.types import Stylized
 
 VERSIONS = ("diffstyler", "torch", "diffusers", "peft", "lightning", "transformers")
@@ -40,20 +41,20 @@ def finish(job: PictureJob, pixels: torch.Tensor, seconds: float, *, keep_outsid
     masks, regions = {}, []
     for number, region in enumerate(job.regions, start=1):
         mask = torch.ones(original.shape[1:]) if region.mask is None else region.mask
-        told = {**region.describe(), "mask_share": round(float(mask.mean()), 4)}
+        record = {**region.describe(), "mask_share": round(float(mask.mean()), 4)}
         if not isinstance(region.mask_prompt, Everything):
-            told["mask_file"] = name = f"masks/{job.triple.id}-{number}.png"
+            record["mask_file"] = name = f"masks/{job.triple.id}-{number}.png"
             masks[name] = mask
-        regions.append(told)
+        regions.append(record)
     provenance = {
         "id": job.triple.id,
         "key": job.key,
         "content": {
-            "path": str(job.triple.content),
+            "path": told(job.triple.content),
             "sha256": job.content_sha256,
             "prompt": job.triple.content_prompt,
         },
-        "content_lora": str(job.content_adapter.path) if job.content_adapter else None,
+        "content_lora": told(job.content_adapter.path) if job.content_adapter else None,
         "regions": regions,
         "outside": _outside(job.image, original, full, cover),
         "result": f"{job.triple.id}.png",

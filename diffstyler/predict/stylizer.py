@@ -29,6 +29,7 @@ from diffstyler.diffusion.sampling import denoise
 from diffstyler.diffusion.solver import DDIM, Solver
 from diffstyler.distributed import ended_by_sigterm
 from diffstyler.errors import DiffstylerError, check_placeholders
+from diffstyler.farm import Farm, RankFarm
 from diffstyler.files import check_writable
 from diffstyler.images import fit_size, load_image, picture_sha256
 from diffstyler.masking import AttentionMasker, Masker, find_masks
@@ -48,7 +49,7 @@ from diffstyler.predict.canvas import Strategies, compose, starting_regions
 from diffstyler.predict.inverter import Inverter, ToInvert, TrajectoryCache, style_to_invert
 from diffstyler.predict.picture_job import PictureJob, RegionJob
 from diffstyler.predict.progress import PredictProgress
-from diffstyler.predict.row_check import check_rows
+from diffstyler.predict.row_check import CheckedRows, check_rows
 from diffstyler.predict.sidecar import finish
 from diffstyler.predict.writer import StylizationWriter
 from diffstyler.provenance import describe
@@ -234,6 +235,7 @@ class Stylizer(lightning.LightningModule):
         self.max_memory = max_memory
         self.pace: Pace | None = None  # it is settled whether full calls are compiled
         self.plan: PredictPlan | None = None
+        self.checked_elsewhere: CheckedRows | None = None  #: by the process that leads the farm
         self.denoiser: Denoiser | None = None
         self.progress = PredictProgress()
         self.workers = Workers(apart=False)
@@ -454,7 +456,7 @@ class Stylizer(lightning.LightningModule):
             self.backbone.check()
         if hasattr(self.backbone, "num_train_timesteps"):  # else the weights' file alone knows
             self._check_grids()
-        self.checked = check_rows(
+        self.checked = self.checked_elsewhere or check_rows(
             self._data.triples,
             self.library,
             self.backbone,
@@ -532,6 +534,13 @@ class Stylizer(lightning.LightningModule):
         if bound or self.trainer.strategy.root_device.type != "cuda":
             return 1
         return max(1, min(MOST_ROWS, FULL_CELLS // self._cells))
+
+    @property
+    def farm(self) -> Farm:
+        """Whose rows this process makes."""
+        if self.writer is not None:
+            return self.writer.farm
+        return RankFarm(rank=self.trainer.global_rank, ranks=self.trainer.world_size)
 
     @property
     def _cells(self) -> int:

@@ -6,21 +6,25 @@ import json
 import logging
 import re
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import Future
+from dataclasses import asdict
 from pathlib import Path
+from typing import Protocol
 
 import lightning
 from filelock import FileLock
 from lightning.pytorch.callbacks import BasePredictionWriter
 from torchvision.transforms.functional import to_pil_image
 
-from diffstyler.distributed import Tally, Told, exit_codes, part
+from diffstyler import storage
+from diffstyler.distributed import exit_codes, part
 from diffstyler.errors import told_lines
+from diffstyler.farm import Farm, RankFarm, Told
 from diffstyler.files import atomic_write, file_sha256, own_folder, read_json, read_json_lines, sweep
 from diffstyler.images import load_image, save_image, to_image
 from diffstyler.predict.contact_sheet import write_sheet
-from diffstyler.types import Failed, Stylized, Triple
+from diffstyler.types import Failed, RowProblem, Stylized, Triple
 from diffstyler.workers import Workers
 
 log = logging.getLogger(__name__)
@@ -36,6 +40,13 @@ class PredictError(RuntimeError):
     """Some pictures could not be made, or a rank ended early; the text says which and why. The others are written."""
 
 
+class RowsOfRun(Protocol):
+    """What is told of a run's rows in the end."""
+
+    triples: Sequence[Triple]
+    problems: Sequence[RowProblem]
+
+
 class StylizationWriter(BasePredictionWriter):
     """Writes ``<id>.png`` and ``<id>.json`` as soon as a batch is done, and the contact sheet at the end.
 
@@ -45,12 +56,17 @@ class StylizationWriter(BasePredictionWriter):
 
     def __init__(self, output_dir: Path) -> None:
         super().__init__(write_interval="batch")
-        self.output_dir = output_dir
-        self.tally = Tally(output_dir, "", 0, 1)
+        self.output_dir = storage.local(output_dir)
+        self.farm: Farm = RankFarm()  #: whose rows these are, and who is told what became of them
+        self._by_ranks = True
         self.workers = Workers(apart=False)
         self._parted = False
         self._under_way: deque[Future[Stylized | Failed]] = deque()
         self._rows: dict[str, Triple] = {}
+
+    def share(self, farm: Farm) -> None:
+        """From now on the rows are this farm's, rather than shared by the ranks."""
+        self.farm, self._by_ranks = farm, False
 
     def is_done(self, id: str, key: str) -> bool:
         """Whether this very picture lies in the folder already, as it was written."""
@@ -84,12 +100,15 @@ class StylizationWriter(BasePredictionWriter):
         """Tell what became of pictures, until no more than these are on their way."""
         while len(self._under_way) > under_way or (self._under_way and self._under_way[0].done()):
             made = self._under_way.popleft().result()
-            triple = self._rows.pop(made.id)
-            self.tally.add(Told(made.id, triple.origin, made.reason if isinstance(made, Failed) else None))
+            del self._rows[made.id]
+            if isinstance(made, Failed):
+                self.farm.fail(made.id, made.reason)
+            else:
+                self.farm.finish(made.id)
         if not self._under_way:  # the rows that are left were there already
             for triple in self._rows.values():
                 if self._has(triple.id):
-                    self.tally.add(Told(triple.id))
+                    self.farm.finish(triple.id)
             self._rows = {}
 
     def write(self, stylized: Stylized) -> None:
@@ -125,12 +144,15 @@ class StylizationWriter(BasePredictionWriter):
         text = json.dumps({**sidecar, "id": former, "result": f"{former}.png"}, indent=2, sort_keys=True)
         atomic_write(self.output_dir / f"{former}.json", (text + "\n").encode())
         for old, new in reversed(moves.items()):
-            if (self.output_dir / old).is_file():
+            if storage.fetch(self.output_dir / old, changes=True).is_file():
                 (self.output_dir / old).replace(self.output_dir / new)
+                storage.put(self.output_dir / new)
+                storage.remove(self.output_dir / old)
         log.info("%s was made otherwise before; that picture is %s now", self.output_dir / f"{id}.png", f"{former}.png")
 
     def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
-        self.tally = Tally.of(trainer, self.output_dir / ".ranks")
+        if self._by_ranks:
+            self.farm = RankFarm.of(trainer, self.output_dir / ".ranks")
         if trainer.is_global_zero:
             for folder in ("", "masks", "thumbnails"):
                 sweep(self.output_dir / folder)
@@ -154,54 +176,73 @@ class StylizationWriter(BasePredictionWriter):
             PredictError: a row of the manifest has no picture.
         """
         self._settle()
-        if not trainer.is_global_zero:
-            self.tally.close()
+        if not self.farm.leads:
+            self.farm.close()
             return
-        data = trainer.datamodule  # type: ignore[attr-defined]
-        told = [*(Told(row.id, row.origin, str(row)) for row in data.problems), *self.tally.collect()]
+        assert isinstance(self.farm, RankFarm)
+        told = self.farm.collect()
+        self.report(told, trainer.datamodule, ranks_failed=any(exit_codes(trainer)))  # type: ignore[attr-defined]
+
+    def report(self, told: Iterable[Told], data: RowsOfRun, *, ranks_failed: bool = False) -> None:
+        """Write the contact sheet and the list of failures of a run that is over.
+
+        Args:
+            told: what became of its rows.
+            data: all of them.
+            ranks_failed: a process of it ended with an error.
+
+        Raises:
+            PredictError: a row has no picture.
+        """
+        origins = {triple.id: triple.origin for triple in data.triples}
+        failed = [Failed(row.id, row.origin, str(row)) for row in data.problems]
+        reasons = {line.id: line.reason for line in told if line.reason is not None}
+        failed += [Failed(id, origin, reasons[id]) for id, origin in origins.items() if id in reasons]
         self.output_dir.mkdir(parents=True, exist_ok=True)
         write_sheet(self.output_dir)
-        failed = [line for line in told if line.reason is not None]
-        self._report(failed, {triple.id for triple in data.triples} | {row.id for row in data.problems})
-        known = {line.id for line in told if line.reason is not None or self._has(line.id)}
-        lost = [triple.id for triple in data.triples if triple.id not in known]
+        self._report(failed, origins.keys() | {row.id for row in data.problems})
+        known = {line.id for line in failed}
+        lost = [id for id in origins if id not in known and not self._has(id)]
         problems = []
         if failed:
             report = self.output_dir / FAILURES_NAME
-            named = told_lines([f"  {_line(told)}" for told in failed])
-            problems.append(f"{len(failed)} pictures could not be made (see {report}):\n{named}")
+            named = told_lines([f"  {_line(line)}" for line in failed])
+            problems.append(f"{len(failed)} pictures could not be made (see {storage.told(report)}):\n{named}")
         if lost:
             some = ", ".join(lost[:3]) + (", …" if len(lost) > 3 else "")
             problems.append(f"a rank ended early, {len(lost)} pictures are missing ({some}); run the same again")
-        if not lost and any(exit_codes(trainer)):
+        if not lost and ranks_failed:
             problems.append("a rank ended with an error after its work was done")
         if problems:
             raise PredictError("\n".join(problems))
 
-    def _report(self, failed: Sequence[Told], made: set[str]) -> None:
+    def _report(self, failed: Sequence[Failed], made: Collection[str]) -> None:
         """List what failed, in place of what was said of the same rows before; rows of other manifests stay listed."""
         report = self.output_dir / FAILURES_NAME
         lock = FileLock(self.output_dir / ".failures.lock")
         with lock:
+            storage.fetch(report, changes=True)
             others = [old for old in read_json_lines(report) if str(old.get("id")) not in made]
-            lines = [*others, *({"id": f.id, "origin": f.origin, "reason": f.reason} for f in failed)]
+            lines = [*others, *(asdict(line) for line in failed)]
             if lines:
                 atomic_write(report, "".join(json.dumps(line) + "\n" for line in lines).encode())
             else:
-                report.unlink(missing_ok=True)
+                storage.remove(report)
             Path(lock.lock_file).unlink(missing_ok=True)
 
     def _sidecar(self, id: str) -> dict:
         """Of a picture; {} where there is none."""
         try:
-            return read_json(self.output_dir / f"{id}.json")
+            return read_json(storage.fetch(self.output_dir / f"{id}.json", changes=True))
         except (ValueError, OSError):
             return {}
 
     def _is_whole(self, id: str, sidecar: dict) -> bool:
         picture = self.output_dir / f"{id}.png"
-        if not picture.is_file():
+        if not storage.is_there(picture):
             return False
+        if storage.is_remote(picture):  # it was put as a whole, before its sidecar
+            return True
         if "result_sha256" in sidecar:
             return file_sha256(picture) == sidecar["result_sha256"]
         try:
@@ -211,9 +252,9 @@ class StylizationWriter(BasePredictionWriter):
         return True
 
     def _has(self, id: str) -> bool:
-        return all((self.output_dir / f"{id}{suffix}").is_file() for suffix in (".png", ".json"))
+        return all(storage.is_there(self.output_dir / f"{id}{suffix}") for suffix in (".png", ".json"))
 
 
-def _line(told: Told) -> str:
-    place, reason = told.origin or told.id, told.reason or ""
+def _line(failed: Failed) -> str:
+    place, reason = failed.origin or failed.id, failed.reason
     return reason if reason.startswith(place) else f"{place}: {reason}"

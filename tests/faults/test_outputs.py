@@ -9,12 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
-from diffstyler.distributed import Told
 from diffstyler.files import atomic_write
 from diffstyler.images import load_image
 from diffstyler.predict.contact_sheet import write_sheet
 from diffstyler.predict.writer import StylizationWriter
-from diffstyler.types import Stylized
+from diffstyler.types import Failed, Stylized
 
 KEY = "ab" * 32
 
@@ -190,7 +189,7 @@ def test_odd_values_are_shown_or_left_out(tmp_path, fields):
 
 def reported(folder: Path, ids: str, failed: str) -> list[str]:
     """A run over rows with these ids, some of which failed -> those in the list after it."""
-    StylizationWriter(folder)._report([Told(id, "m.csv row 2", "why") for id in failed], set(ids))
+    StylizationWriter(folder)._report([Failed(id, "m.csv row 2", "why") for id in failed], set(ids))
     path = folder / "failures.jsonl"
     return [json.loads(line).get("id") for line in path.read_text().splitlines()] if path.is_file() else []
 

@@ -43,9 +43,9 @@ def library(tmp_path: Path) -> LoRALibrary:
 
 def test_the_largest_wanted_job_comes_first(library):
     queue = JobQueue(library, jobs(5, 20, 10))
-    queue.order(lambda job: -job.settings.steps)
-    assert [queue.claim(lambda job: job.settings.steps > 5).settings.steps for _ in range(2)] == [10, 20]
-    assert queue.claim(lambda job: job.settings.steps > 5) is None
+    queue.order(lambda job: -job.settings.steps, kind=lambda job: "long" if job.settings.steps > 5 else "short")
+    assert [queue.claim({"long"}).settings.steps for _ in range(2)] == [10, 20]
+    assert queue.claim({"long"}) is None
     assert queue.claim().settings.steps == 5
 
 

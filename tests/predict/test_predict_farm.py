@@ -11,7 +11,7 @@ from PIL import Image
 from runs import DDP, children, row, start, stylize, wait_for
 
 from diffstyler.cli.main import main
-from diffstyler.distributed import Tally, Told, sweep_ranks
+from diffstyler.farm.ranks import RankFarm, Told, sweep_ranks
 from diffstyler.predict import adapter_cache as lookup
 from diffstyler.predict.data import PredictData, Share
 from diffstyler.types import StyleRegion, Triple
@@ -24,12 +24,13 @@ def triples(*names: str) -> list[Triple]:
 @pytest.mark.parametrize("ranks", [1, 2, 3, 8])
 def test_every_row_is_one_ranks_and_contents_stay_together(ranks):
     rows = triples("a1", "b1", "c1", "a2", "b2", "c2", "a3")
-    shares = [[rows[i].id for i in Share(rows, rank, ranks)] for rank in range(ranks)]
+    farms = [Share(rows, RankFarm(rank=rank, ranks=ranks)) for rank in range(ranks)]
+    lengths = [len(share) for share in farms]
+    shares = [[rows[i].id for i in share] for share in farms]
     assert [id for share in shares for id in share] == ["a1", "a2", "a3", "b1", "b2", "c1", "c2"]
-    lengths = [len(share) for share in shares]
+    assert lengths == [len(share) for share in shares]
     assert max(lengths) - min(lengths) <= 1
     assert lengths[0] > 0  # it reports for all
-    assert lengths == [len(Share(rows, rank, ranks)) for rank in range(ranks)]
 
 
 def test_a_style_that_serves_several_contents_is_read_once(studio, tiny_dir, monkeypatch):
@@ -50,21 +51,21 @@ def test_without_a_trainer_the_data_are_whole():
 
 def test_the_first_rank_reads_what_all_ranks_told(tmp_path):
     folder = tmp_path / "ranks"
-    dead = Tally(folder, "before", 1, 2)
-    dead.add(Told("old"))
+    dead = RankFarm(folder, "before", 1, 2)
+    dead.finish("old")
     dead._lock.release()  # as the kernel does when its process is killed
-    other_run = Tally(folder, "other", 1, 2)
+    other_run = RankFarm(folder, "other", 1, 2)
     sweep_ranks(folder)
     assert [path.name for path in folder.iterdir()] == ["other-1.lock"]
-    first, second, killed = (Tally(folder, "run", rank, 3) for rank in range(3))
-    first.add(Told("a"))
-    second.add(Told("b", "m.csv row 2", "broken"))
-    killed.add(Told("c"))
+    first, second, killed = (RankFarm(folder, "run", rank, 3) for rank in range(3))
+    first.finish("a")
+    second.fail("b", "broken")
+    killed.finish("c")
     with (folder / "run-2.jsonl").open("a") as file:
         file.write('{"id": "d", "or')
     second.close()
     killed._lock.release()
-    assert first.collect() == [Told("a"), Told("b", "m.csv row 2", "broken"), Told("c")]
+    assert first.collect() == [Told("a"), Told("b", "broken"), Told("c")]
     assert [path.name for path in folder.iterdir()] == ["other-1.lock"]
     other_run.close()
 
