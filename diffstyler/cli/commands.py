@@ -147,13 +147,9 @@ def export(arguments: Sequence[str]) -> None:
     parser.add_argument("--title", help="default: the output's name")
     chosen = parser.parse_args(arguments)
 
-    from diffstyler.adapters import inspect_lora, kohya_family, lora_at, read_lora, save_kohya
+    from diffstyler.adapters import export_lora, lora_at
 
-    path = lora_at(chosen.lora)
-    lora, facts = read_lora(path), inspect_lora(path)
-    family = chosen.family or kohya_family(facts)
-    title, prompt = chosen.title or chosen.output.stem, str(facts["prompt"] or "")
-    print(save_kohya(chosen.output, lora, family=family, title=title, trigger=prompt))
+    print(export_lora(lora_at(chosen.lora), chosen.output, family=chosen.family, title=chosen.title or ""))
 
 
 def push(arguments: Sequence[str]) -> None:
