@@ -203,6 +203,29 @@ def fetch_masker(arguments: Sequence[str]) -> None:
     print(*fetch_masker(name), sep="\n")
 
 
+def studio(arguments: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(
+        "diffstyler studio",
+        usage="diffstyler studio [options] [--model.SETTING VALUE | --trainer.SETTING VALUE …]",
+        description="Fit and restyle in a browser, on this machine.",
+        epilog="Settings model.… are those of fit and predict, such as --model.backbone StableDiffusion "
+        "--model.backbone.model MODEL; trainer.precision and trainer.accelerator are Lightning's.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--folder", type=Path, default=Path("studio"), help="pictures and the queue (default: studio)")
+    parser.add_argument("--lora_dir", type=Path, default=Path("loras"), help="the library (default: loras)")
+    parser.add_argument("--host", default="127.0.0.1", help="another address is reached by others, and wants --auth")
+    parser.add_argument("--port", type=int, default=7860, help="default: 7860")
+    parser.add_argument("--auth", metavar="NAME:PASSWORD", help="or DIFFSTYLER_AUTH in the environment")
+    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    chosen, words = parser.parse_known_args(arguments)
+
+    from diffstyler.cli.studio import run
+
+    folders = ["--folder", str(chosen.folder), "--lora_dir", str(chosen.lora_dir)]
+    run(chosen, words, [sys.executable, "-m", "diffstyler", "studio", *folders, *words, "--worker"])
+
+
 def demo(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser("diffstyler demo", description="Fit and predict the example pictures.")
     parser.add_argument("--output_dir", type=Path, default=Path("demo"), help="where everything goes (default: demo)")
