@@ -39,7 +39,7 @@ class Compare:
             with gr.Column(scale=1, min_width=320):
                 self.upload = parts.drop("Drop a photograph here, or press to choose one")
                 with gr.Row(elem_classes="tries"):
-                    gr.Markdown("or try", container=False)
+                    gr.HTML('<p class="quiet">or try</p>', min_width=60, scale=0)
                     tries = [gr.Button(name, size="sm", min_width=60) for name in EXAMPLE_PHOTOGRAPHS]
                 self.seen = gr.HTML()
                 self.picker = parts.Picker("Styles", shop.items(), multiple=True)

@@ -177,8 +177,10 @@ class JobQueue:
                 return []
             first = waiting[0]
             alike = [job for job in waiting if job.kind == "fit" and _settings(job) == _settings(first)]
-            distinct = list({job.request["picture"]: job for job in reversed(alike)}.values())[::-1]
-            taken = distinct[:together] if first.kind == "fit" else [first]
+            distinct: dict[str, Job] = {}
+            for job in alike:
+                distinct.setdefault(job.request["picture"], job)
+            taken = list(distinct.values())[:together] if first.kind == "fit" else [first]
             for job in taken:
                 db.execute(
                     "UPDATE jobs SET state = 'running', tries = tries + 1, done = 0, total = 0, started = ?, note = '' "

@@ -52,7 +52,7 @@ class Restyle:
                 gr.Markdown("### 1 · The photograph")
                 self.upload = drop("Drop a photograph here, or press to choose one")
                 with gr.Row(elem_classes="tries"):
-                    gr.Markdown("or try", container=False)
+                    gr.HTML('<p class="quiet">or try</p>', min_width=60, scale=0)
                     self.tries = [gr.Button(name, size="sm", min_width=60) for name in EXAMPLE_PHOTOGRAPHS]
                 self.where = parts.where()
                 self.seen = gr.HTML()

@@ -7,7 +7,8 @@ import os
 import signal
 import subprocess
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from ipaddress import ip_address
 
@@ -73,6 +74,8 @@ class WorkerProcess:
                     self.command, stdin=subprocess.PIPE, stdout=told, stderr=told, start_new_session=True
                 )
             code = self.process.wait()
+            assert self.process.stdin is not None
+            self.process.stdin.close()
             if not self.closing.is_set():
                 log.warning("the worker ended with exit code %d; another one takes its place", code)
                 self.closing.wait(AGAIN)
@@ -102,9 +105,25 @@ def serve(engine: Engine, folder: Folder, address: Address, worker: Sequence[str
     Raises:
         DiffstylerError: Gradio is not installed, or the port is taken.
     """
-    os.environ.update(
-        GRADIO_ANALYTICS_ENABLED="False", GRADIO_TEMP_DIR=str(folder.uploads), HF_HUB_DISABLE_TELEMETRY="1"
-    )
+    ended = threading.Event()
+    before = signal.signal(signal.SIGTERM, lambda *_: ended.set())
+    try:
+        with opened(engine, folder, address) as url:
+            process = WorkerProcess(worker, folder)
+            try:
+                tell(url)
+                while not ended.wait(0.5):
+                    pass
+            finally:
+                process.close()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def opened(engine: Engine, folder: Folder, address: Address) -> Iterator[str]:
+    """Inside, the page is at the address that is given. Arguments and errors as of :func:`serve`."""
+    os.environ.update(GRADIO_ANALYTICS_ENABLED="False", GRADIO_TEMP_DIR=str(folder.uploads))
     try:
         from diffstyler.studio.page import LOOK, build
     except ModuleNotFoundError as error:
@@ -112,9 +131,6 @@ def serve(engine: Engine, folder: Folder, address: Address, worker: Sequence[str
             raise
         raise DiffstylerError("the studio needs Gradio: pip install 'diffstyler[studio]'") from error
     page = build(engine, folder)
-    process = WorkerProcess(worker, folder)
-    ended = threading.Event()
-    before = signal.signal(signal.SIGTERM, lambda *_: ended.set())
     try:
         _, url, _ = page.queue(default_concurrency_limit=8).launch(
             server_name=address.host,
@@ -133,12 +149,9 @@ def serve(engine: Engine, folder: Folder, address: Address, worker: Sequence[str
             run_history=False,
             **LOOK,
         )
-        tell(url)
-        while not ended.wait(0.5):
-            pass
     except OSError as error:
         raise DiffstylerError(f"--port {address.port}: {error}; name another port") from error
+    try:
+        yield url
     finally:
-        signal.signal(signal.SIGTERM, before)
-        process.close()
-        page.close()
+        page.close(verbose=False)

@@ -292,7 +292,9 @@ def _region(region: Mapping[str, object], loras: Mapping[str, Path]) -> dict[str
     own = {name: region[name] for name in names if region.get(name) is not None}
     if picture := region.get("picture"):
         return {"style": str(loras[str(picture)].resolve()), "style_picture": str(picture), **own}
-    return {"style": str(region["lora"]), **own}
+    thumbnail = Path(str(region["lora"])) / "thumbnail.png"  # named, so that figures know the style's picture too
+    beside = {"style_picture": str(thumbnail)} if thumbnail.is_file() else {}
+    return {"style": str(region["lora"]), **beside, **own}
 
 
 def work(folder: Folder, engine: Engine) -> None:
