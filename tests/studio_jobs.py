@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import socket
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import torch
@@ -33,3 +36,18 @@ def restyle_request(photograph: Path, *regions: dict) -> dict:
         "settings": {"model.initial": "FromContent", "model.initial.noise": 0.2},
         "fit_steps": 2,
     }
+
+
+def free_port() -> int:
+    with socket.socket() as opened:
+        opened.bind(("127.0.0.1", 0))
+        return opened.getsockname()[1]
+
+
+def status(url: str, data: bytes | None = None, **headers: str) -> int:
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, data, headers)) as answer:
+            return answer.status
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code
