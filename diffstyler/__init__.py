@@ -13,19 +13,37 @@ from diffstyler.chatter import quiet
 from diffstyler.moved import MovedModules
 
 if TYPE_CHECKING:
-    from diffstyler.api import fit, masks, stylize
+    from diffstyler.adapters import LoRALibrary, export_lora
+    from diffstyler.api import add_lora, fit, fit_all, masks, stylize, stylize_row
     from diffstyler.backbones import StableDiffusion
     from diffstyler.fit.data import FitData
     from diffstyler.fit.finetuner import LoRAFinetuner
+    from diffstyler.manifests.pictures import read_manifest
     from diffstyler.predict.data import PredictData
     from diffstyler.predict.stylizer import Stylizer
 
-__all__ = ["FitData", "LoRAFinetuner", "PredictData", "StableDiffusion", "Stylizer", "fit", "masks", "stylize"]
+__all__ = [
+    "FitData",
+    "LoRAFinetuner",
+    "LoRALibrary",
+    "PredictData",
+    "StableDiffusion",
+    "Stylizer",
+    "add_lora",
+    "export_lora",
+    "fit",
+    "fit_all",
+    "masks",
+    "read_manifest",
+    "stylize",
+    "stylize_row",
+]
 
 _HOMES = {
-    "fit": "api",
-    "masks": "api",
-    "stylize": "api",
+    **dict.fromkeys(("add_lora", "fit", "fit_all", "masks", "stylize", "stylize_row"), "api"),
+    "read_manifest": "manifests.pictures",
+    "LoRALibrary": "adapters",
+    "export_lora": "adapters",
     "StableDiffusion": "backbones",
     "FitData": "fit.data",
     "PredictData": "predict.data",

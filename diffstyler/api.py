@@ -1,7 +1,8 @@
-"""fit, stylize and masks for notebooks: one picture each, through the same modules as the command."""
+"""fit, stylize and masks for notebooks and pages: a few pictures, through the same modules as the commands."""
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -12,16 +13,27 @@ import torch
 from PIL import Image
 from torchvision.transforms.functional import to_pil_image
 
-from diffstyler.adapters import FittedLoRA
+from diffstyler.adapters import (
+    WEIGHTS_NAME,
+    FittedLoRA,
+    LoRAIdentity,
+    LoRALibrary,
+    inspect_lora,
+    read_lora,
+)
+from diffstyler.backbones import Backbone, StableDiffusion
 from diffstyler.chatter import quiet
 from diffstyler.errors import DiffstylerError
+from diffstyler.files import file_sha256
 from diffstyler.fit.data import FitData
 from diffstyler.fit.finetuner import LoRAFinetuner
-from diffstyler.images import load_image, to_image
+from diffstyler.images import load_image, picture_sha256, save_image, to_image
 from diffstyler.masking import find_masks
 from diffstyler.masking.prompt import with_files_from
 from diffstyler.masking.prompt_parser import parse_mask_prompt
+from diffstyler.predict.adapter_cache import ForeignLoRAError
 from diffstyler.predict.data import PredictData
+from diffstyler.predict.row_check import foreign_loras
 from diffstyler.predict.stylizer import Stylizer
 from diffstyler.predict.writer import PredictError
 from diffstyler.types import Failed, StyleRegion, Stylized, Triple
@@ -30,7 +42,8 @@ Picture = str | Path | Image.Image
 Style = str | Path | FittedLoRA
 #: a mask prompt, or a picture of the content's size: white = stylize
 Mask = str | Image.Image
-#: is called with what is done and all there is to do
+#: is called with what is done and all there is to do; what it raises (no ValueError, RuntimeError or OSError, which are
+#: told as faults of the picture) ends the run, which leaves the model as it was and keeps what a fit has under way
 Progress = Callable[[int, int], None]
 Outcomes = Sequence[Future[Stylized | Failed]]
 
@@ -42,7 +55,10 @@ def fit(
     steps: int = 200,
     data: FitData | None = None,
     precision: str = "32-true",
+    accelerator: str = "auto",
     progress: Progress | None = None,
+    loss: Callable[[Path, int, float], None] | None = None,
+    preview: Callable[[Path, int, Image.Image], None] | None = None,
 ) -> FittedLoRA:
     """Fit a LoRA to one picture, or find it in the library if it is there.
 
@@ -52,16 +68,51 @@ def fit(
         steps: optimizer steps.
         data: how the picture is used (``role``, ``prompt``, ``crops``, ``seed``); its pictures are replaced.
         precision: Lightning's.
+        accelerator: Lightning's.
         progress: is told the steps done and all steps, as the bar is.
+        loss: is told the picture, the steps done, and the loss of the last one.
+        preview: is shown what the LoRA draws: every ``preview_every`` steps of the finetuner, and when it is done.
+
+    Raises:
+        RowsError: the picture cannot be used.
+        FitError: the LoRA could not be fitted, such as where its loss is not finite.
+    """
+    told = {"progress": progress, "loss": loss, "preview": preview}
+    more = {"steps": steps, "data": data, "precision": precision, "accelerator": accelerator}
+    return fit_all([picture], finetuner, **more, **told)[0]  # type: ignore[arg-type]
+
+
+def fit_all(
+    pictures: Sequence[str | Path],
+    finetuner: LoRAFinetuner | None = None,
+    *,
+    steps: int = 200,
+    data: FitData | None = None,
+    precision: str = "32-true",
+    accelerator: str = "auto",
+    progress: Progress | None = None,
+    loss: Callable[[Path, int, float], None] | None = None,
+    preview: Callable[[Path, int, Image.Image], None] | None = None,
+) -> list[FittedLoRA]:
+    """Fit a LoRA to each of several pictures, ``data.pack_size`` of them at once; arguments as of :func:`fit`.
+
+    Returns:
+        The LoRAs, in the order of the pictures; equal pictures have one.
+
+    Raises:
+        RowsError: a picture cannot be used; none was fitted.
+        FitError: some could not be fitted; its ``reasons`` say why, and the others are in the library.
     """
     finetuner = finetuner if finetuner is not None else LoRAFinetuner()
-    data = data if data is not None else FitData(pictures=[Path(picture)])
-    data.manifest, data.jobs, data.paths = None, None, [Path(picture)]
-    finetuner.progress.report = progress
+    paths = [Path(picture) for picture in pictures]
+    data = data if data is not None else FitData(pictures=paths)
+    data.manifest, data.jobs, data.paths = None, None, paths
+    watch = finetuner.progress
+    watch.report, watch.loss, watch.preview = progress, loss, preview
     with quiet():
-        trainer = _trainer(max_steps=steps, precision=precision)
+        trainer = _trainer(max_steps=steps, precision=precision, accelerator=accelerator)
         trainer.fit(finetuner, datamodule=data)
-    return finetuner.finished[0]
+    return finetuner.finished
 
 
 def stylize(
@@ -72,8 +123,12 @@ def stylize(
     regions: Sequence[tuple[Mask, Style] | StyleRegion] = (),
     content_prompt: str = "",
     strength: float = 1.0,
+    seed: int = 0,
     precision: str = "32-true",
+    accelerator: str = "auto",
     progress: Progress | None = None,
+    preview: Callable[[Image.Image], None] | None = None,
+    preview_every: int = 5,
 ) -> Image.Image:
     """Bring one picture, or parts of it, into styles: ``stylize(photo, regions=[("the sky", "impasto.jpg")])``.
 
@@ -85,8 +140,12 @@ def stylize(
         stylizer: model and settings; its ``output_dir``, where it has one, gets picture and sidecar too.
         content_prompt: what the picture shows.
         strength: of the styles, 0 … 2; a :class:`StyleRegion` has its own.
+        seed: of what is random where the denoising starts.
         precision: Lightning's.
+        accelerator: Lightning's.
         progress: is told the steps done and all steps, as the bar is.
+        preview: is shown the picture, at working size, as it is on the way.
+        preview_every: steps from one look to the next.
 
     Raises:
         DiffstylerError: both a style and regions, or neither.
@@ -97,24 +156,45 @@ def stylize(
         raise DiffstylerError("expected a style, or regions=[(mask prompt, style), …], and not both")
     if style is not None:
         regions = [("everything", style)]
-    keep = _Keep()
-    with quiet(), tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder:
         path = _on_disk(content, Path(folder) / "picture.png")
         parts = tuple(
             _region(part, strength, Path(folder) / f"mask-{number}.png") for number, part in enumerate(regions)
         )
         names = "+".join(dict.fromkeys(part.style.stem for part in parts))
-        triple = Triple(f"{path.stem}-{names}", path, parts, content_prompt=content_prompt)
-        stylizer = stylizer if stylizer is not None else Stylizer(output_dir=None)
-        stylizer.progress.report = progress
-        trainer = _trainer(precision=precision, callbacks=[keep])
-        trainer.predict(stylizer, datamodule=PredictData(triples=[triple]), return_predictions=False)
+        row = Triple(f"{path.stem}-{names}", path, parts, content_prompt=content_prompt, seed=seed)
+        told = {"progress": progress, "preview": preview, "preview_every": preview_every}
+        return stylize_row(row, stylizer, precision=precision, accelerator=accelerator, **told)  # type: ignore[arg-type]
+
+
+def stylize_row(
+    row: Triple,
+    stylizer: Stylizer | None = None,
+    *,
+    precision: str = "32-true",
+    accelerator: str = "auto",
+    progress: Progress | None = None,
+    preview: Callable[[Image.Image], None] | None = None,
+    preview_every: int = 5,
+) -> Image.Image:
+    """The picture that a row of a manifest asks for, such as one that :func:`read_manifest` read.
+
+    What the stylizer's ``output_dir``, where it has one, gets is called by the row's id. Arguments and errors as of
+    :func:`stylize`.
+    """
+    keep = _Keep()
+    stylizer = stylizer if stylizer is not None else Stylizer(output_dir=None)
+    watch = stylizer.progress
+    watch.report, watch.preview, watch.preview_every = progress, preview, preview_every
+    with quiet():
+        trainer = _trainer(precision=precision, accelerator=accelerator, callbacks=[keep])
+        trainer.predict(stylizer, datamodule=PredictData(triples=[row]), return_predictions=False)
     for outcome in (future.result() for future in keep.outcomes):
         if isinstance(outcome, Failed):
             raise PredictError(outcome.reason)
         return to_image(outcome.pixels)
     assert stylizer.writer is not None  # it was there already
-    return load_image(stylizer.writer.output_dir / f"{triple.id}.png")
+    return load_image(stylizer.writer.output_dir / f"{row.id}.png")
 
 
 def masks(content: Picture, prompts: Sequence[str], stylizer: Stylizer | None = None) -> list[Image.Image]:
@@ -142,6 +222,46 @@ def masks(content: Picture, prompts: Sequence[str], stylizer: Stylizer | None = 
             stylizer.masker, picture.convert("RGB"), parsed, feather=stylizer.feather * min(picture.size)
         )
     return [to_pil_image(mask) for mask in found]
+
+
+def add_lora(
+    file: str | Path,
+    lora_dir: str | Path = "loras",
+    *,
+    name: str = "",
+    picture: str | Path | None = None,
+    backbone: Backbone | None = None,
+) -> FittedLoRA:
+    """Put a LoRA of another tool into a library, after the checks that every LoRA passes before it is used.
+
+    Args:
+        file: a ``.safetensors`` file of any dialect.
+        lora_dir: the library.
+        name: in the library; by default the file's.
+        picture: the style picture that it was made from: it becomes the thumbnail, what a start with the style's
+            statistics is taken from, and what the LoRA is found by.
+        backbone: the model that it is for.
+
+    Raises:
+        LoRAFileError: it is no readable LoRA.
+        ForeignLoRAError: it was made for another model.
+        ImageError: the picture cannot be used.
+    """
+    path, backbone = Path(file), backbone if backbone is not None else StableDiffusion()
+    lora = read_lora(path)
+    if faults := foreign_loras({path: lora}, backbone, allow_partial=False):
+        raise ForeignLoRAError(faults[path])
+    image = load_image(Path(picture)) if picture is not None else None
+    settings = {"imported": file_sha256(path), "prompt": str(inspect_lora(path)["prompt"] or "")}
+    sha256 = picture_sha256(image) if image is not None else ""
+    identity = LoRAIdentity("style", name or path.stem, sha256, backbone.fingerprint(), settings)
+
+    def write(folder: Path) -> None:
+        shutil.copyfile(path, folder / WEIGHTS_NAME)
+        if image is not None:
+            save_image(image, folder / "thumbnail.png")
+
+    return LoRALibrary(Path(lora_dir)).publish(identity, write)
 
 
 def _on_disk(picture: Picture, path: Path) -> Path:
@@ -175,7 +295,6 @@ class _Keep(lightning.Callback):
 
 def _trainer(**options: object) -> lightning.Trainer:
     return lightning.Trainer(
-        accelerator="auto",
         devices=1,
         logger=False,
         enable_checkpointing=False,

@@ -12,6 +12,7 @@ from safetensors.torch import save
 
 from diffstyler.adapters.dialects import kohya_name
 from diffstyler.adapters.files import PREDICTION_KEY, LoRAFileError, State, read_lora, sorted_metadata
+from diffstyler.adapters.inspection import inspect_lora
 from diffstyler.adapters.lora import LoRA, LowRank, largest_rank
 from diffstyler.errors import DiffstylerError
 from diffstyler.files import atomic_write
@@ -58,6 +59,24 @@ def kohya_family(facts: dict[str, object]) -> str:
     raise DiffstylerError(
         f"{facts['file']}: its family {told}; name one that others know by --family: {', '.join(FAMILIES)}"
     )
+
+
+def export_lora(lora: Path, path: Path, *, family: str | None = None, title: str = "") -> Path:
+    """Write a LoRA as kohya's file, by what its own files say of it.
+
+    Args:
+        lora: its file or folder.
+        path: the ``.safetensors`` file to write.
+        family: a key of ``FAMILIES``; None = as its weights and metadata say.
+        title: of the LoRA; by default the name of ``path``.
+
+    Raises:
+        LoRAFileError: it is no readable LoRA.
+        DiffstylerError: its family is not told, or one that other tools do not know.
+    """
+    weights, facts = read_lora(lora), inspect_lora(lora)
+    family = family or kohya_family(facts)
+    return save_kohya(path, weights, family=family, title=title or path.stem, trigger=str(facts["prompt"] or ""))
 
 
 def save_kohya(path: Path, lora: LoRA, *, family: str, title: str, trigger: str = "") -> Path:

@@ -9,7 +9,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from diffstyler import storage
 from diffstyler.adapters.files import lora_files
 from diffstyler.errors import DiffstylerError
-from diffstyler.files import read_json, sweep
+from diffstyler.files import atomic_write, read_json, sweep
 
 log = logging.getLogger(__name__)
 
@@ -140,6 +140,38 @@ class LoRALibrary:
                 storage.put(file)  # the record last: it says that the folder is complete
         self.forget_state(identity)
         return there or FittedLoRA(folder, identity, tuple(history), steps_taken)
+
+    def rename(self, entry: FittedLoRA, name: str) -> FittedLoRA:
+        """Call a LoRA otherwise, in its record and in its folder's name; what it is found by stays.
+
+        Raises:
+            DiffstylerError: no name, or a LoRA that is not here.
+        """
+        self._check_own(entry)
+        if not name.strip():
+            raise DiffstylerError("expected a name for the LoRA, got nothing")
+        path = entry.folder / RECORD_NAME
+        record = {**read_json(path), "name": name.strip()}
+        atomic_write(path, (json.dumps(record, indent=2, sort_keys=True) + "\n").encode())
+        identity = replace(entry.identity, name=name.strip())
+        return replace(entry, folder=entry.folder.rename(self.lora_dir / identity.folder_name), identity=identity)
+
+    def delete(self, entry: FittedLoRA) -> None:
+        """Take a LoRA and its folder away; whoever looks sees the whole of it or nothing.
+
+        Raises:
+            DiffstylerError: it is not here.
+        """
+        self._check_own(entry)
+        gone = self.lora_dir / ".unfinished" / f"{entry.identity.key}.deleted"
+        gone.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(gone, ignore_errors=True)
+        entry.folder.rename(gone)
+        shutil.rmtree(gone)
+
+    def _check_own(self, entry: FittedLoRA) -> None:
+        if entry.folder.parent != self.lora_dir or not (entry.folder / RECORD_NAME).is_file():
+            raise DiffstylerError(f"{entry.folder}: no such LoRA in {self.lora_dir}; was it renamed or deleted?")
 
     def sweep(self) -> None:
         """Remove what killed processes left of files that they wrote."""

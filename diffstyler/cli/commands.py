@@ -159,13 +159,9 @@ def export(arguments: Sequence[str]) -> None:
     parser.add_argument("--title", help="default: the output's name")
     chosen = parser.parse_args(arguments)
 
-    from diffstyler.adapters import inspect_lora, kohya_family, lora_at, read_lora, save_kohya
+    from diffstyler.adapters import export_lora, lora_at
 
-    path = lora_at(chosen.lora)
-    lora, facts = read_lora(path), inspect_lora(path)
-    family = chosen.family or kohya_family(facts)
-    title, prompt = chosen.title or chosen.output.stem, str(facts["prompt"] or "")
-    print(save_kohya(chosen.output, lora, family=family, title=title, trigger=prompt))
+    print(export_lora(lora_at(chosen.lora), chosen.output, family=chosen.family, title=chosen.title or ""))
 
 
 def push(arguments: Sequence[str]) -> None:
@@ -217,6 +213,29 @@ def fetch_masker(arguments: Sequence[str]) -> None:
     from diffstyler.masking.pretrained import fetch_masker
 
     print(*fetch_masker(name), sep="\n")
+
+
+def studio(arguments: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(
+        "diffstyler studio",
+        usage="diffstyler studio [options] [--model.SETTING VALUE | --trainer.SETTING VALUE …]",
+        description="Fit and restyle in a browser, on this machine.",
+        epilog="Settings model.… are those of fit and predict, such as --model.backbone StableDiffusion "
+        "--model.backbone.model MODEL; trainer.precision and trainer.accelerator are Lightning's.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--folder", type=Path, default=Path("studio"), help="pictures and the queue (default: studio)")
+    parser.add_argument("--lora_dir", type=Path, default=Path("loras"), help="the library (default: loras)")
+    parser.add_argument("--host", default="127.0.0.1", help="another address is reached by others, and wants --auth")
+    parser.add_argument("--port", type=int, default=7860, help="default: 7860")
+    parser.add_argument("--auth", metavar="NAME:PASSWORD", help="or DIFFSTYLER_AUTH in the environment")
+    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    chosen, words = parser.parse_known_args(arguments)
+
+    from diffstyler.cli.studio import run
+
+    folders = ["--folder", str(chosen.folder), "--lora_dir", str(chosen.lora_dir)]
+    run(chosen, words, [sys.executable, "-m", "diffstyler", "studio", *folders, *words, "--worker"])
 
 
 def demo(arguments: Sequence[str]) -> None:

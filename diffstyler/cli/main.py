@@ -30,6 +30,7 @@ COMMANDS = {
     "inspect": (commands.inspect, "tell what a LoRA file is: family, rank, targets, prompt, norms, NaN"),
     "export": (commands.export, "write a LoRA for other tools: kohya's form, for A1111 and ComfyUI"),
     "push": (commands.push, "upload a LoRA to the Hugging Face Hub; asks first"),
+    "studio": (commands.studio, "fit and restyle in a browser (extra: studio)"),
     "demo": (commands.demo, "run them on the example pictures and the embedded model"),
     "fetch-masker": (commands.fetch_masker, "download the weights of a masker, or a hub id, for words on photographs"),
     "fetch-fastsam": (commands.fetch_fastsam, "download FastSAM's weights (AGPL-3.0), for FastSAMMasker"),

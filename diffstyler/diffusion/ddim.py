@@ -13,3 +13,12 @@ def ddim_step(x: torch.Tensor, noise_pred: torch.Tensor, level: NoiseLevel, leve
     Song et al. 2021, eq. 12 with η = 0. Downward it denoises, upward it inverts.
     """
     return level_to.noised((x - level.sigma * noise_pred) / level.signal, noise_pred)
+
+
+def clean_between(x: torch.Tensor, x_to: torch.Tensor, level: NoiseLevel, level_to: NoiseLevel) -> torch.Tensor:
+    """The x0 of which both are noised by the same ε: (σ x' − σ' x) / (σ s' − σ' s).
+
+    Of one DDIM step it is the x0 that was predicted; of a fused one what all regions and the content predict together.
+    """
+    scale = level.sigma * level_to.signal - level_to.sigma * level.signal
+    return (level.sigma * x_to - level_to.sigma * x) / scale

@@ -8,6 +8,7 @@ from typing import Protocol
 
 import torch
 
+from diffstyler.diffusion.ddim import clean_between
 from diffstyler.diffusion.denoiser import Denoiser, Group, Row
 from diffstyler.diffusion.fusion import FuseLatents, Fusion, shares
 from diffstyler.diffusion.injection import Injection, NoInjection, Rates
@@ -105,6 +106,7 @@ def denoise(
     solver: Solver | None = None,
     *,
     on_step: Callable[[int], None] = lambda pictures: None,
+    on_estimate: Callable[[Step, Sequence[torch.Tensor]], None] | None = None,
 ) -> list[torch.Tensor]:
     """Mask-wise DDIM denoising with cross-LoRA injection (the method) -> x_0 of each picture, (C, h, w).
 
@@ -116,6 +118,7 @@ def denoise(
         fusion: how the regions and the content become one picture; by default latents are blended.
         solver: how the grid is walked down; by default DDIM.
         on_step: is told after each step how many pictures took it.
+        on_estimate: is shown after each step what x_0 each picture is on its way to by now, (C, h, w).
     """
     fusion = fusion if fusion is not None else FuseLatents()
     solver = solver if solver is not None else DDIM()
@@ -125,6 +128,7 @@ def denoise(
     contents = [ways[id(canvas.content)] for canvas in canvases]
     with denoiser.injecting():
         for step in schedule:
+            former = list(x)
             plans = [steered(canvas.regions, step) for canvas in canvases]
             z = {key: way.latents[step.index] for key, way in ways.items()}
             groups = [
@@ -142,6 +146,9 @@ def denoise(
                 weights = shares([canvas.regions[n].mask for n in sorted(guided)])
                 x[i] = fusion(step, x[i], contents[i], [guided[n] for n in sorted(guided)], weights)
             on_step(len(canvases))
+            if on_estimate is not None:
+                ways_down = zip(former, x, strict=True)
+                on_estimate(step, [clean_between(*way, step.level, step.level_to) for way in ways_down])
     return x
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal, Protocol
@@ -70,7 +70,14 @@ CURES = {
 
 
 class FitError(DiffstylerError):
-    """Some LoRAs could not be fitted; the text names each and says why. The others are done."""
+    """Some LoRAs could not be fitted; the text names each and says why. The others are done.
+
+    ``reasons``: of those that were given up, by the path of the picture.
+    """
+
+    def __init__(self, text: str, reasons: Mapping[str, str] | None = None) -> None:
+        super().__init__(text)
+        self.reasons = dict(reasons or {})
 
 
 class PicturesToFit(Protocol):
@@ -384,11 +391,13 @@ def verdict(queue: JobQueue, dead: Sequence[int], unfinished: int, skipped: Sequ
     FitError: some LoRAs are not there: their rows were ``skipped``, they were given up, left by a ``dead`` rank (exit
         codes), or are ``unfinished``.
     """
-    failures = [f"  {failure.picture}: {failure.reason}" for failure in queue.failed()]
+    given_up = queue.failed()
+    failures = [f"  {failure.picture}: {failure.reason}" for failure in given_up]
     queue.failures.end()
     failures += [f"  {row}" for row in skipped]
     if failures:
-        raise FitError(f"{len(failures)} LoRAs could not be fitted:\n{told_lines(failures)}\nThe others are done.")
+        text = f"{len(failures)} LoRAs could not be fitted:\n{told_lines(failures)}\nThe others are done."
+        raise FitError(text, {failure.picture: failure.reason for failure in given_up})
     if dead:
         raise FitError(f"a rank ended with exit code {dead[0]}; the others did its work")
     if unfinished:

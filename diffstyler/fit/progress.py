@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Protocol
 
 import lightning
@@ -51,6 +52,9 @@ class FitProgress(lightning.Callback):
     def __init__(self) -> None:
         #: is told the steps done and all steps, besides the bar
         self.report: Callable[[int, int], None] | None = None
+        #: are told the picture of a LoRA, its steps done, and the loss, or what it draws by then
+        self.loss: Callable[[Path, int, float], None] | None = None
+        self.preview: Callable[[Path, int, Image.Image], None] | None = None
         self.progress: Progress | None = None
         self.task = TaskID(0)
         self._noticed = 0.0
@@ -66,6 +70,8 @@ class FitProgress(lightning.Callback):
 
     def on_loss(self, slot: Slot, step: int, loss: float) -> None:
         self._losses[slot.index] = loss
+        if self.loss is not None:
+            self.loss(slot.job.picture.paths[0], step, loss)
         told = {f"loss/{slot.name}": loss}
         if step == slot.step:
             told[f"learning_rate/{slot.name}"] = slot.learning_rate
@@ -74,6 +80,8 @@ class FitProgress(lightning.Callback):
 
     def on_preview(self, slot: Slot, preview: Image.Image) -> None:
         name = f"preview/{slot.name}"
+        if self.preview is not None:
+            self.preview(slot.job.picture.paths[0], slot.step, preview)
         for logger in self._fit.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_image(name, to_tensor(preview) / 2 + 0.5, slot.step)

@@ -62,7 +62,7 @@ def _sample(sidecar: Path, resolution: int) -> Sample:
     masks = [_mask(sidecar.parent / r["mask_file"]) if "mask_file" in r else None for r in made["regions"]]
     visible = shares(masks) if any(mask is not None for mask in masks) else masks
     regions = [
-        Styled(_style(Path(region["style"]["path"])), mask, region.get("prompt") or "")
+        Styled(_style(Path(region["style"].get("picture", region["style"]["path"]))), mask, region.get("prompt") or "")
         for region, mask in zip(made["regions"], visible, strict=True)
     ]
     return Sample(str(made["id"]), content, result, tuple(regions), resolution)

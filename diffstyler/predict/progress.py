@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol
 
 import lightning
+from PIL import Image
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from diffstyler.diffusion.initial import InitialLatents
@@ -29,6 +30,9 @@ class PredictProgress(lightning.Callback):
     def __init__(self) -> None:
         #: is told the steps done and all steps, besides the bar
         self.report: Callable[[int, int], None] | None = None
+        #: is shown every picture as it is by now, after every ``preview_every`` steps
+        self.preview: Callable[[Image.Image], None] | None = None
+        self.preview_every = 5
         self._progress: Progress | None = None
         self._task = TaskID(0)
         self._ends: list[int] = []  # steps done after each batch

@@ -48,12 +48,13 @@ from diffstyler.predict.adapter_resolver import (
 from diffstyler.predict.canvas import Strategies, compose, starting_regions
 from diffstyler.predict.inverter import Inverter, ToInvert, TrajectoryCache, style_to_invert
 from diffstyler.predict.picture_job import PictureJob, RegionJob
+from diffstyler.predict.preview import previews
 from diffstyler.predict.progress import PredictProgress
 from diffstyler.predict.row_check import CheckedRows, check_rows
 from diffstyler.predict.sidecar import finish
 from diffstyler.predict.writer import StylizationWriter
 from diffstyler.provenance import describe
-from diffstyler.types import Failed, OnError, RowProblem, Schedule, StyleRegion, Stylized, Trajectory, Triple
+from diffstyler.types import Failed, OnError, RowProblem, Schedule, Step, StyleRegion, Stylized, Trajectory, Triple
 from diffstyler.workers import Workers, settled
 
 log = logging.getLogger(__name__)
@@ -296,8 +297,9 @@ class Stylizer(lightning.LightningModule):
                 for job, content in zip(jobs, contents, strict=True)
             ]
             schedule = self.backbone.sampling_schedule(self.num_inference_steps)
-            nothing, told = self.adapter_cache.embed(""), self.progress.step
-            latents = denoise(denoiser, canvases, schedule, nothing, self.fusion, self.solver, on_step=told)
+            nothing = self.adapter_cache.embed("")
+            watch = {"on_step": self.progress.step, "on_estimate": self._preview(jobs)}
+            latents = denoise(denoiser, canvases, schedule, nothing, self.fusion, self.solver, **watch)
         pictures = [fetch(self.backbone.decode_latents(x_0[None])[0]) for x_0 in latents]
 
         def finished(job: PictureJob, pixels: Callable[[], torch.Tensor]) -> Stylized | Failed:
@@ -311,6 +313,13 @@ class Stylizer(lightning.LightningModule):
                 return _failed(job, error)
 
         return [self.workers.submit(finished, job, pixels) for job, pixels in zip(jobs, pictures, strict=True)]
+
+    def _preview(self, jobs: Sequence[PictureJob]) -> Callable[[Step, Sequence[torch.Tensor]], None] | None:
+        """What is to be shown of these pictures on the way; None where nobody looks."""
+        if self.progress.preview is None:
+            return None
+        every = self.progress.preview_every
+        return previews(self.backbone, jobs, self.progress.preview, every, keep_outside=self.keep_outside)
 
     def _denoiser(self) -> Denoiser:
         """One for all pictures, as long as the adapters lie where they are."""

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from diffstyler.adapters import WEIGHTS_NAME, LoRAIdentity, LoRALibrary, read_record
+from diffstyler.errors import DiffstylerError
 
 IDENTITY = LoRAIdentity("style", "starry night", "ab12", "cd34", {"rank": 4, "lr": 2e-4, "prompt": "painting of stars"})
 
@@ -90,3 +91,29 @@ def test_the_key_holds_neither_name_nor_order():
 def test_folder_names_are_safe():
     name = replace(IDENTITY, name="../a b/ü" + "x" * 99).folder_name
     assert name == f"_a_b_{'x' * 43}-{IDENTITY.key[:12]}"
+
+
+def test_a_renamed_lora_is_found_as_before_and_a_deleted_one_is_not(library):
+    entry = library.publish(IDENTITY, write, ["began again"], 7)
+    renamed = library.rename(entry, " dark night ")
+    assert renamed == read_record(renamed.folder) == library.get(IDENTITY)
+    assert (renamed.identity.name, renamed.history, renamed.steps_taken) == ("dark night", ("began again",), 7)
+    assert [one.folder.name for one in library.entries()] == [replace(IDENTITY, name="dark night").folder_name]
+    for act in (lambda: library.rename(entry, "x"), lambda: library.delete(entry)):
+        with pytest.raises(DiffstylerError, match=r"no such LoRA in .*loras; was it renamed or deleted"):
+            act()
+    with pytest.raises(DiffstylerError, match="expected a name"):
+        library.rename(renamed, " ")
+    library.delete(renamed)
+    assert library.entries() == []
+    assert library.get(IDENTITY) is None
+    assert [*library.lora_dir.glob("*")] == [library.lora_dir / ".unfinished"]
+    assert library.publish(IDENTITY, write) == library.get(IDENTITY)
+
+
+def test_nothing_beside_the_library_is_renamed_or_deleted(library, tmp_path):
+    other = LoRALibrary(tmp_path / "others").publish(IDENTITY, write)
+    for act in (lambda: library.rename(other, "x"), lambda: library.delete(other)):
+        with pytest.raises(DiffstylerError, match="no such LoRA"):
+            act()
+    assert other.folder.is_dir()

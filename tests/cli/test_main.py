@@ -53,6 +53,7 @@ HEAVY = {"torch", "transformers", "diffusers", "lightning", "jsonargparse", "num
         ("export --help", 0),
         ("fetch-fastsam --help", 0),
         ("demo --help", 0),
+        ("studio --help", 0),
         ("check --help", 0),
         ("fit --help", 0),
         ("predict --config configs/predict.yaml -h", 0),

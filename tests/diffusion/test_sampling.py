@@ -77,6 +77,25 @@ def test_base_without_injection_is_plain_ddim(tiny, denoiser, schedule, guidance
     torch.testing.assert_close(actual, expected, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("tiny_dir", ["epsilon", "v_prediction"], indirect=True)
+@torch.no_grad()
+def test_the_estimates_on_the_way_are_diffusers_own(tiny, denoiser, schedule):
+    style = region(tiny, None)
+    picture, seen = canvas(schedule, style), []
+    (made,) = denoise(
+        denoiser, [picture], schedule, tiny.encode_prompt([""]), on_estimate=lambda step, own: seen.extend(own)
+    )
+    assert torch.equal(made, run(denoiser, schedule, picture)[0])
+    x, estimates = picture.latents, []
+    tiny.scheduler.set_timesteps(STEPS)
+    for t in tiny.scheduler.timesteps:
+        output = tiny.unet(x[None], t, encoder_hidden_states=style.prompt.tokens).sample[0]
+        stepped = tiny.scheduler.step(output, t, x)
+        x = stepped.prev_sample
+        estimates.append(stepped.pred_original_sample)
+    torch.testing.assert_close(torch.stack(seen), torch.stack(estimates), atol=1e-3, rtol=1e-3)
+
+
 def test_guidance_is_linear_in_the_scale(tiny, denoiser, schedule):
     one_step = schedule[:1]
     zero, one, three = (run(denoiser, one_step, canvas(one_step, region(tiny, 0, g)))[0] for g in (0, 1, 3))

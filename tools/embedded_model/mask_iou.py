@@ -47,7 +47,7 @@ def measure(masker: AttentionMasker, scenes: int, style: str) -> tuple[dict, dic
     overlaps: dict[str, list[float]] = {word: [] for word in WORDS}
     missed, invented, absent = (dict.fromkeys(WORDS, 0) for _ in range(3))
     for seed in range(HELD_OUT_SEED, HELD_OUT_SEED + scenes):
-        scene = render_scene(seed, 256)
+        scene = render_scene(seed, 256, kind="landscape")  # the world of the first edition
         painted = torch.from_numpy(paint(scene.image, style, seed)).permute(2, 0, 1) * 2 - 1
         picture = to_image(painted)
         for word in WORDS:
