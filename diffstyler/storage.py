@@ -43,11 +43,12 @@ def local(path: Path | str) -> Path:
     """The place of what a URL names; any other path as it is.
 
     Raises:
-        StorageError: nothing is known of such URLs here.
+        StorageError: nothing is known of such URLs here, or one leads out of its place by ``..``.
     """
     found = _URL.fullmatch(str(path))
     if found is None:
         return Path(path)
+    _check_inside(f"{found[1]}://{found[2]}")
     try:
         fsspec.get_filesystem_class(found[1])
     except (ValueError, ImportError) as error:
@@ -168,7 +169,13 @@ def _absolute(folder: str) -> str:
     return str(Path(folder).expanduser().absolute()) + os.sep
 
 
+def _check_inside(url: str) -> None:
+    if ".." in url.split("/"):
+        raise StorageError(f"{url}: expected a URL without '..', which leads out of its place on this disk")
+
+
 def _open(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    _check_inside(url)
     return url_to_fs(url, use_listings_cache=False)
 
 

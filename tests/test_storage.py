@@ -56,6 +56,18 @@ def test_a_url_has_a_place_and_a_place_its_url(bucket):
         storage.local("nowhere://x")
 
 
+@pytest.mark.parametrize("tail", ["../../../../b.png", "a/../b.png", "a/.."])
+def test_a_url_that_leads_out_of_its_place_is_refused(bucket, tail):
+    outside = Path(storage.mounts()).parent
+    with pytest.raises(storage.StorageError, match=r"without '\.\.'"):
+        storage.local(f"memory://bucket/{tail}")
+    joined = storage.local("memory://bucket/m.csv").parent / tail  # as a row of a manifest names it
+    for use in (storage.fetch, storage.is_folder, storage.put, storage.is_there):
+        with pytest.raises(storage.StorageError, match=r"without '\.\.'"):
+            use(joined)
+    assert [file for file in outside.rglob("*") if file.is_file()] == []
+
+
 def test_paths_are_never_looked_up(monkeypatch, tmp_path):
     monkeypatch.setattr(storage, "url_to_fs", None)
     atomic_write(tmp_path / "a", b"1")
