@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import simplejpeg
 import torch
 from PIL import ExifTags, Image, UnidentifiedImageError
 
@@ -44,7 +45,7 @@ def load_image(path: Path) -> Image.Image:
     warning. Color profiles are not applied.
 
     Raises:
-        ImageError: where the file is missing, empty, truncated, too large, or not one of ``FORMATS``.
+        ImageError: where the file is missing, empty, truncated, damaged, too large, or not one of ``FORMATS``.
     """
     with opened(path) as picture:
         return _on_white(eight_bit(picture))
@@ -62,6 +63,8 @@ def opened(path: Path) -> Iterator[Image.Image]:
     with _faults_told(path), Image.open(path, formats=FORMATS) as file:
         frames = 1 if file.format == "MPO" else getattr(file, "n_frames", 1)  # MPO: a photo and its previews
         file.load()
+        if file.format in ("JPEG", "MPO"):
+            _check_jpeg(path)
         turn = _TURNS.get(_orientation(file, path))
         yield file if turn is None else file.transpose(turn)
     if frames > 1:
@@ -102,6 +105,20 @@ def _faults_told(path: Path) -> Iterator[None]:
     except Exception as error:  # the decoders raise all kinds of errors on broken files
         cure = "save it again as 8-bit PNG or JPEG"
         raise ImageError(f"{path}: expected a complete picture, but reading it failed ({error}); {cure}") from error
+
+
+def _check_jpeg(path: Path) -> None:
+    """Pillow says nothing of data that do not decode to the end: what follows in the picture is noise.
+
+    Raises:
+        ImageError: the decoder met damaged data. Damage that happens to be valid code cannot be told.
+    """
+    try:
+        simplejpeg.decode_jpeg(path.read_bytes(), "GRAY", min_factor=8, fastdct=True)
+    except ValueError as error:
+        if str(error).startswith(("Corrupt JPEG data", "Premature end")):  # else it is a kind that it does not know
+            cure = "copy it from its source again, or, if it looks right in a viewer, save it again from there"
+            raise ImageError(f"{path}: expected a whole picture, got damaged data ({error}); {cure}") from error
 
 
 def _orientation(file: Image.Image, path: Path) -> int:
