@@ -119,7 +119,8 @@ def resolve_adapters(
         adapter, outlines[adapter.path] = read(path)
         return replace(adapter, picture=file_sha256(picture) if picture is not None else None)
 
-    for row, region in ((row, region) for row in triples for region in row.regions):
+    rows = ((triple, region) for triple in triples for region in triple.regions)
+    for triple, region in rows:
         if region.look in styles or region.look in faults:
             continue
         try:
@@ -130,7 +131,7 @@ def resolve_adapters(
         if adapter is not None:
             styles[region.look] = adapter
         else:
-            missing.setdefault(("style", region.style), region.origin or row.origin)
+            missing.setdefault(("style", region.style), region.origin or triple.origin)
             faults[region.look] = ""
     wanted = {triple.content: triple.origin for triple in reversed(triples)}
     if content_lora == "off" or (content_lora == "found" and not any(role == "content" for role, _, _ in fitted)):
