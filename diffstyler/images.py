@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import io
 import logging
+import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import simplejpeg
 import torch
 from PIL import ExifTags, Image, UnidentifiedImageError
 
@@ -45,7 +47,7 @@ def load_image(path: Path) -> Image.Image:
     warning. Color profiles are not applied.
 
     Raises:
-        ImageError: where the file is missing, empty, truncated, too large, or not one of ``FORMATS``.
+        ImageError: where the file is missing, empty, truncated, damaged, too large, or not one of ``FORMATS``.
     """
     with opened(path) as picture:
         return _on_white(eight_bit(picture))
@@ -63,6 +65,8 @@ def opened(path: Path) -> Iterator[Image.Image]:
     with _faults_told(path), Image.open(path, formats=FORMATS) as file:
         frames = 1 if file.format == "MPO" else getattr(file, "n_frames", 1)  # MPO: a photo and its previews
         file.load()
+        if file.format in ("JPEG", "MPO"):
+            _check_jpeg(path)
         turn = _TURNS.get(_orientation(file, path))
         yield file if turn is None else file.transpose(turn)
     if frames > 1:
@@ -104,6 +108,20 @@ def _faults_told(path: Path) -> Iterator[None]:
     except Exception as error:  # the decoders raise all kinds of errors on broken files
         cure = "save it again as 8-bit PNG or JPEG"
         raise ImageError(f"{path}: expected a complete picture, but reading it failed ({error}); {cure}") from error
+
+
+def _check_jpeg(path: Path) -> None:
+    """Pillow says nothing of data that do not decode to the end: what follows in the picture is noise.
+
+    Raises:
+        ImageError: the decoder met damaged data. Damage that happens to be valid code cannot be told.
+    """
+    try:
+        simplejpeg.decode_jpeg(path.read_bytes(), "GRAY", min_factor=8, fastdct=True)
+    except ValueError as error:
+        if str(error).startswith(("Corrupt JPEG data", "Premature end")):  # else it is a kind that it does not know
+            cure = "copy it from its source again, or, if it looks right in a viewer, save it again from there"
+            raise ImageError(f"{path}: expected a whole picture, got damaged data ({error}); {cure}") from error
 
 
 def _orientation(file: Image.Image, path: Path) -> int:
@@ -148,9 +166,10 @@ def to_image(pixels: torch.Tensor, size: tuple[int, int] | None = None) -> Image
     Raises:
         ValueError: where pixels are NaN or infinite, as a decoder in float16 may make them.
     """
-    if not torch.isfinite(pixels).all():
+    if not all(math.isfinite(bound) for bound in pixels.aminmax()):
         raise ValueError("expected pixels in [-1, 1], got NaN or infinity: decode in float32 or bfloat16")
-    levels = pixels.detach().float().clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8)
+    # one copy: it may be 88 megapixels
+    levels = pixels.detach().float().clamp(-1, 1).add_(1).mul_(127.5).round_().to(torch.uint8)
     return _resized(Image.fromarray(levels.permute(1, 2, 0).cpu().contiguous().numpy()), size)
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -157,15 +159,21 @@ class FitSettings:
         return {"mask": self.mask, "mask_files": files, "masker": self.masker.settings}
 
     def _record_of_optimizer(self, whole: bool) -> dict[str, object]:
-        """Read off a pair made for a parameter that does not matter."""
-        optimizer = self.optimizer([torch.nn.Parameter(torch.zeros(1))])
+        """Read off a pair made for a parameter that does not matter.
+
+        Raises:
+            DiffstylerError: one of them cannot be made, or the schedule makes no step.
+        """
+        with _fault_of("model.optimizer"):
+            optimizer = self.optimizer([torch.nn.Parameter(torch.zeros(1))])
         own = {} if whole else _scalars(optimizer.defaults)
         if self.learning_rate is not None:
             own["lr"] = optimizer.param_groups[0]["lr"] = self.learning_rate
         if whole:
             own = _settings_of_optimizer(optimizer)
         before = {**optimizer.param_groups[0], "initial_lr": optimizer.param_groups[0]["lr"]}
-        scheduler = self.lr_scheduler(optimizer)
+        with _fault_of("model.lr_scheduler"):
+            scheduler = self.lr_scheduler(optimizer)
         schedule = _record_of_scheduler(scheduler, whole)
         if whole:  # some schedules keep their settings with the optimizer
             group = optimizer.param_groups[0].items()
@@ -173,6 +181,9 @@ class FitSettings:
                 name: value for name, value in group if name not in ("params", "lr") and value != before.get(name)
             }
             schedule |= {name: describe(value) for name, value in changed.items()}
+        with _fault_of("model.lr_scheduler"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch misses the optimizer's own step
+            scheduler.step()
         return {
             "optimizer": {"class": type(optimizer).__name__, **own},
             "lr_scheduler": schedule,
@@ -215,6 +226,20 @@ def fit_job(picture: FitPicture, run: FitSettings, model: str, model_settings: M
 
     now, former = identity(whole=True), identity(whole=False)
     return FitJob(picture, settings, now, former if former.key != now.key else None)
+
+
+@contextmanager
+def _fault_of(where: str) -> Iterator[None]:
+    """What a class says of its arguments, as ours: torch's raise all kinds of errors on them."""
+    try:
+        yield
+    except DiffstylerError:
+        raise
+    except Exception as error:
+        told = f"{type(error).__name__}: {error}"
+        raise DiffstylerError(
+            f"{where}: expected a class and init_args that it can work with, but it fails ({told}); mend its init_args"
+        ) from error
 
 
 def _scalars(values: Mapping[str, object]) -> dict[str, object]:

@@ -46,6 +46,7 @@ class Folder:
         self.path = path
         self.find = cache(self._find)
         self.mask = cache(self._mask)
+        self.regions: dict[tuple, Cells] = {}  #: that were looked at, by what their cells say
         self._shared: dict[Hashable, Hashable] = {}
 
     def shared(self, value: Same) -> Same:

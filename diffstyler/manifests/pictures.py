@@ -6,13 +6,20 @@ import bisect
 import math
 import re
 import unicodedata
-from collections import Counter
+from collections.abc import Container, Iterable
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path, PurePath
 from typing import Annotated
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    ValidationInfo,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    model_validator,
+)
 
 from diffstyler.checks import shown
 from diffstyler.errors import MOST_TOLD, DiffstylerError
@@ -34,6 +41,7 @@ from diffstyler.manifests.table import Row, Table
 from diffstyler.types import RowProblem, StyleRegion, Triple
 
 MAX_ID_BYTES = 200  # file systems allow 255 for the name with its suffixes
+MOST_KNOWN = 1 << 14  # different regions that are remembered
 
 
 def read_manifest(path: Path, skipped: list[RowProblem] | None = None) -> tuple[Triple, ...]:
@@ -57,30 +65,31 @@ def read_manifest(path: Path, skipped: list[RowProblem] | None = None) -> tuple[
     keep = MOST_TOLD if skipped is None else math.inf
     nested = {"regions": REGION_COLUMNS}
     table, folder = Table(path, COLUMNS, required=("content", "style"), nested=nested, keep=keep), Folder(path.parent)
-    pictures = _group([_read_row(row, table, folder) for row in table], table)
-    for id, picture in pictures.items():
-        if len(picture) > 1:
-            _check_agreement(id, picture, table)
-        if len(picture) > 1 or len(picture[0].regions) > 1:
-            _check_overlap(picture, table)
+    pictures = _group((_read_row(row, table, folder) for row in table), table)
+    for first in pictures:
+        if first.others:
+            _check_agreement(first, table)
+        if first.others or len(first.regions) > 1:
+            _check_overlap(first, table)
     if skipped is None:
         table.check()
     else:
         skipped += _set_aside(pictures, table)
-    return tuple(_triple(id, picture, table) for id, picture in pictures.items())
+    pictures.reverse()  # so that of a million rows each goes as its triple comes
+    return tuple(_triple(pictures.pop(), table) for _ in range(len(pictures)))
 
 
-def _set_aside(pictures: dict[str, list[_Row]], table: Table) -> list[RowProblem]:
+def _set_aside(pictures: list[_Row], table: Table) -> list[RowProblem]:
     """Take the pictures with a wrong row out -> what is wrong with each, and with what did not become a row."""
     wrong = table.wrong_rows()
-    ids = {row.number: id for id, picture in pictures.items() for row in picture}
-    for id in {ids[number] for number in wrong if number in ids}:
-        del pictures[id]
+    ids = {row.number: first.id for first in pictures for row in first.all if row.number in wrong}
+    gone = set(ids.values())
+    pictures[:] = [first for first in pictures if first.id not in gone]
     if wrong and not pictures:
         table.check()
     places = {number: f"{table.path.name} {table.place(number)}" for number in wrong}
     return [
-        RowProblem(ids.get(number, places[number]), places[number], column, message)
+        RowProblem(ids.get(number) or places[number], places[number], column, message)
         for number, (column, message) in sorted(wrong.items())
     ]
 
@@ -111,15 +120,34 @@ class RegionCells(Cells):
     style_mask: Mask | None = None
     style_picture: ExistingFile | None = None
 
+    @cached_property
+    def region(self) -> StyleRegion:
+        return StyleRegion(**self.given)
+
 
 REGION_COLUMNS = tuple(RegionCells.model_fields)
+
+
+def _known(values: object, look: ValidatorFunctionWrapHandler, info: ValidationInfo) -> RegionCells:
+    """Most rows of a large file name one of a few regions: those that were right are not looked at again."""
+    known = info.context.regions  # type: ignore[union-attr]
+    if isinstance(values, dict) and all(isinstance(value, str) for value in values.values()):
+        key = tuple(values.items())
+        if key in known:
+            return known[key]
+        if len(known) < MOST_KNOWN:
+            return known.setdefault(key, look(values))
+    return look(values)
 
 
 class PictureCells(Cells):
     """The columns of one row: a picture, or one region of it."""
 
     content: ExistingFile
-    regions: Annotated[list[RegionCells], Field(min_length=1, description="a list of one or more regions")]
+    regions: Annotated[
+        list[Annotated[RegionCells, WrapValidator(_known)]],
+        Field(min_length=1, description="a list of one or more regions"),
+    ]
     id: Annotated[str, BeforeValidator(_id)] | None = None
     content_prompt: Prompt | None = None
     seed: Seed | None = None
@@ -138,11 +166,11 @@ class PictureCells(Cells):
 COLUMNS = ("content", *REGION_COLUMNS, "id", "content_prompt", "seed")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class _Row:
     """What row ``number`` says; of a wrong one the id and the ``name`` alone, and None for each of its regions.
 
-    ``name``: of its picture, where it gives no id.
+    ``name``: of its picture, where it gives no id. ``others``: later rows of the same picture.
     """
 
     number: int
@@ -152,6 +180,12 @@ class _Row:
     content_prompt: str | None = None
     seed: int | None = None
     regions: tuple[StyleRegion | None, ...] = (None,)
+    others: list[_Row] | None = None
+
+    @property
+    def all(self) -> list[_Row]:
+        """The rows of the picture whose first one this is."""
+        return [self, *(self.others or ())]
 
 
 def _read_row(row: Row, table: Table, folder: Folder) -> _Row:
@@ -182,7 +216,7 @@ def _joined(*paths: str) -> str:
 def _region(cells: RegionCells, index: int, row: Row, table: Table) -> StyleRegion | None:
     nested = row.values.get("regions")
     prefix, values = (f"regions[{index}].", nested[index]) if isinstance(nested, list) else ("", row.values)
-    region = StyleRegion(**cells.given)
+    region = cells.region
     if region.style_picture is not None and is_picture(region.style):
         told = f"the style is a picture itself ({shown(values['style'])}); leave it out"
         table.add(row.number, told, prefix + "style_picture")
@@ -196,45 +230,57 @@ def _region(cells: RegionCells, index: int, row: Row, table: Table) -> StyleRegi
     return None
 
 
-def _group(rows: list[_Row], table: Table) -> dict[str, list[_Row]]:
-    """Rows with the same explicit id make one picture; every other row makes one with an id of its own."""
+def _group(rows: Iterable[_Row], table: Table) -> list[_Row]:
+    """The first row of each picture, with its id and its others.
+
+    Rows with the same explicit id make one picture; every other row makes one with an id of its own.
+    """
     named: dict[str, _Row] = {}
+    firsts: list[_Row] = []
     for row in rows:
-        if row.id is None:
-            continue
-        first = named.setdefault(_folded(row.id), row)
+        first = row if row.id is None else named.setdefault(_folded(row.id), row)
+        if first is row or first.id != row.id:
+            firsts.append(row)
+        elif first.others is None:
+            first.others = [row]
+        else:
+            first.others.append(row)
         if first.id != row.id:
             there = f"{first.id!r} of {table.place(first.number)}"
             message = f"{row.id!r} differs only by case from {there}: many disks would mix up their files"
             table.add(row.number, message, "id")
-    taken = Counter(named.keys())
-    pictures: dict[str, list[_Row]] = {}
-    for row in rows:
-        pictures.setdefault(row.id or _default_id(row.name, taken), []).append(row)
-    return pictures
+    last: dict[str, int] = {}
+    for row in firsts:
+        if row.id is None:
+            row.id = _default_id(row.name, named, last)
+    return firsts
 
 
-def _default_id(name: str, taken: Counter[str]) -> str:
-    """The name, and ``-2``, ``-3`` … where it is taken. ``taken`` holds the last number given to each id."""
+def _default_id(name: str, named: Container[str], last: dict[str, int]) -> str:
+    """The name, and ``-2``, ``-3`` … where it is taken. ``last``: the last number that each id got."""
     id, key = name, _folded(name)
-    while _folded(id) in taken:
-        taken[key] += 1
-        id = f"{name}-{taken[key]}"
-    taken[_folded(id)] = 1
+    number = last.get(key, 1)
+    while (folded := _folded(id)) in named or folded in last:
+        number += 1
+        id = f"{name}-{number}"
+    last[key] = number
+    last.setdefault(folded, 1)
     return id
 
 
 def _folded(id: str) -> str:
-    return unicodedata.normalize("NFC", id).casefold()
+    """As many disks compare names; the very same text where it is so already."""
+    folded = unicodedata.normalize("NFC", id).casefold()
+    return id if folded == id else folded
 
 
-def _check_agreement(id: str, picture: list[_Row], table: Table) -> None:
+def _check_agreement(picture: _Row, table: Table) -> None:
     for name in ("content", "content_prompt", "seed"):
-        first, *others = [row for row in picture if getattr(row, name) is not None] or picture[:1]
+        first, *others = [row for row in picture.all if getattr(row, name) is not None] or [picture]
         for row in others:
             if getattr(row, name) != getattr(first, name):
                 there = f"{_written(first, name, table)} as in {table.place(first.number)}"
-                message = f"expected {there} (same id {id!r}), got {_written(row, name, table)}"
+                message = f"expected {there} (same id {picture.id!r}), got {_written(row, name, table)}"
                 table.add(row.number, message, name)
 
 
@@ -245,10 +291,10 @@ def _written(row: _Row, name: str, table: Table) -> str:
     return shown(value)
 
 
-def _check_overlap(picture: list[_Row], table: Table) -> None:
+def _check_overlap(picture: _Row, table: Table) -> None:
     """Regions of one mask take turns: for each mask, the (stop, start, number) so far, in order and disjoint."""
     turns: dict[str, list[tuple[float, float, int]]] = {}
-    regions = [(row.number, region) for row in picture for region in row.regions]
+    regions = [(row.number, region) for row in picture.all for region in row.regions]
     for upper, (number, region) in enumerate(regions, start=1):
         if region is None:
             continue
@@ -264,13 +310,15 @@ def _check_overlap(picture: list[_Row], table: Table) -> None:
             others.insert(at, (region.stop, region.start, upper))
 
 
-def _triple(id: str, picture: list[_Row], table: Table) -> Triple:
-    first = picture[0]
+def _triple(first: _Row, table: Table) -> Triple:
+    assert first.id is not None, "each row has got one"
     assert first.content is not None, "rows without content are reported"
+    rows = first.all
     regions: tuple[StyleRegion, ...] = first.regions  # type: ignore[assignment]  # wrong ones are told
-    for row in picture[1:]:
+    for row in rows[1:]:
         origin = f"{table.path.name} {table.place(row.number)}"
         regions += tuple(replace(region, origin=origin) for region in row.regions if region)
-    content_prompt = next((row.content_prompt for row in picture if row.content_prompt is not None), "")
-    seed = next((row.seed for row in picture if row.seed is not None), 0)
-    return Triple(id, first.content, regions, content_prompt, seed, f"{table.path.name} {table.place(first.number)}")
+    content_prompt = next((row.content_prompt for row in rows if row.content_prompt is not None), "")
+    seed = next((row.seed for row in rows if row.seed is not None), 0)
+    origin = f"{table.path.name} {table.place(first.number)}"
+    return Triple(first.id, first.content, regions, content_prompt, seed, origin)

@@ -7,7 +7,7 @@ import csv
 import io
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -133,7 +133,10 @@ class Table:
 
     def _csv(self) -> Iterator[tuple[int, dict[str, object]]]:
         """Rows are counted as a spreadsheet counts them: the header is row 1, blank rows count, cells hold newlines."""
-        reader = csv.reader(self._text(), strict=True)
+        with self._text() as text:
+            yield from self._cells(csv.reader(text, strict=True))
+
+    def _cells(self, reader: Iterator[list[str]]) -> Iterator[tuple[int, dict[str, object]]]:
         header: list[str] = []
         number = 0
         while True:
@@ -160,7 +163,11 @@ class Table:
                 yield number, {name: cell for name, cell in named if name in self._known and name not in self.told}
 
     def _json_lines(self) -> Iterator[tuple[int, dict[str, object]]]:
-        for number, line in enumerate(self._text(), start=1):
+        with self._text() as text:
+            yield from self._objects(text)
+
+    def _objects(self, lines: Iterable[str]) -> Iterator[tuple[int, dict[str, object]]]:
+        for number, line in enumerate(lines, start=1):
             try:
                 values = json.loads(line.rstrip("\n"), object_pairs_hook=_unique_keys) if line.strip() else None
             except json.JSONDecodeError as error:
@@ -204,16 +211,17 @@ class Table:
                 self.add(number, "required, but missing", name)
                 self.told.add(name)
 
-    def _text(self) -> io.TextIOWrapper:
-        """The file's text, its ends of lines as they are."""
-        data = self.path.read_bytes()
-        try:
-            data.decode()
-        except UnicodeDecodeError as error:
-            line = data.count(b"\n", 0, error.start) + 1
-            self.add(0, f"line {line} is not UTF-8 (byte 0x{data[error.start]:02x}); save the file as UTF-8")
-            data = b""
-        return io.TextIOWrapper(io.BytesIO(data), "utf-8-sig", newline="\n")
+    def _text(self) -> io.TextIOBase:
+        """The file's text, its ends of lines as they are; to be closed."""
+        with self.path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                try:
+                    line.decode()
+                except UnicodeDecodeError as error:
+                    byte = f"byte 0x{line[error.start]:02x}"
+                    self.add(0, f"line {number} is not UTF-8 ({byte}); save the file as UTF-8")
+                    return io.StringIO()
+        return self.path.open(encoding="utf-8-sig", newline="\n")
 
 
 @lru_cache(1024)  # every row of a file may have it

@@ -120,7 +120,7 @@ def resolve_adapters(
         adapter, outlines[adapter.path] = read(path)
         return replace(adapter, picture=file_sha256(picture) if picture is not None else None)
 
-    rows = [(triple, region) for triple in triples for region in triple.regions]
+    rows = ((triple, region) for triple in triples for region in triple.regions)
     for triple, region in rows:
         if region.look in styles or region.look in faults:
             continue

@@ -77,10 +77,11 @@ def check_rows(
         for region in triple.regions:
             if region.look in adapters.styles and (fault := foreign.get(adapters.style(region).path)):
                 problems.append(RowProblem(triple.id, region.origin or triple.origin, "style", fault))
-    order = {triple.id: number for number, triple in enumerate(triples)}
-    problems.sort(key=lambda problem: order[problem.id])
+    if problems:
+        order = {triple.id: number for number, triple in enumerate(triples)}
+        problems.sort(key=lambda problem: order[problem.id])
     rejected = {problem.id: problem for problem in reversed([*problems, *adapters.lacking])}
-    if (rejected or wrong) and (on_error == "stop" or len(rejected) == len(order)):
+    if (rejected or wrong) and (on_error == "stop" or len(rejected) == len(triples)):
         told = told_lines([*wrong, *problems])
         raise (RowsError if told else MissingLoRAError)("\n".join(filter(None, [told, adapters.how])))
     usable = {path: outline for path, outline in adapters.outlines.items() if path not in foreign}

@@ -8,7 +8,7 @@ from importlib.metadata import version
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageChops
 from torch.nn import functional
 
 from diffstyler.diffusion.fusion import shares
@@ -31,20 +31,25 @@ def finish(job: PictureJob, pixels: torch.Tensor, seconds: float, *, keep_outsid
         seconds: that it took.
         keep_outside: outside all masks the content's own pixels are put back.
     """
-    original = to_tensor(job.image)
+    size = (job.image.height, job.image.width)
     full = functional.interpolate(
-        pixels[None].cpu(), original.shape[1:], mode="bicubic", antialias=True, align_corners=False
-    )[0].clamp(-1, 1)  # fmt: skip
-    cover = coverage(job.regions, original.shape[1:])
-    if keep_outside:
-        full = torch.lerp(original, full, cover)
+        pixels[None].cpu(), size, mode="bicubic", antialias=True, align_corners=False
+    )[0].clamp_(-1, 1)  # fmt: skip
+    outside = None
+    cover = coverage(job.regions, size)
+    if not bool((cover == 1).all()):
+        original = to_tensor(job.image)
+        if keep_outside:
+            torch.lerp(original, full, cover, out=full)
+        outside = _outside(job.image, original, full, cover)
+        del original  # of large pictures, each copy counts
     masks, regions = {}, []
     for number, region in enumerate(job.regions, start=1):
-        mask = torch.ones(original.shape[1:]) if region.mask is None else region.mask
-        record = {**region.describe(), "mask_share": round(float(mask.mean()), 4)}
+        share = 1.0 if region.mask is None else round(float(region.mask.mean()), 4)
+        record = {**region.describe(), "mask_share": share}
         if not isinstance(region.mask_prompt, Everything):
             record["mask_file"] = name = f"masks/{job.triple.id}-{number}.png"
-            masks[name] = mask
+            masks[name] = torch.ones(size) if region.mask is None else region.mask
         regions.append(record)
     provenance = {
         "id": job.triple.id,
@@ -56,7 +61,7 @@ def finish(job: PictureJob, pixels: torch.Tensor, seconds: float, *, keep_outsid
         },
         "content_lora": told(job.content_adapter.path) if job.content_adapter else None,
         "regions": regions,
-        "outside": _outside(job.image, original, full, cover),
+        "outside": outside,
         "result": f"{job.triple.id}.png",
         "settings": job.settings,
         "seed": job.triple.seed,
@@ -72,6 +77,8 @@ def coverage(regions: Sequence[RegionJob], size: Sequence[int]) -> torch.Tensor:
     cover = torch.zeros(height, width)
     for moment in {region.row.start for region in regions}:
         active = [region.mask for region in regions if region.acts_at(moment)]
+        if all(mask is None for mask in active):
+            return torch.ones(height, width)
         everywhere = torch.ones(height, width)
         weights = shares([everywhere if mask is None else mask for mask in active])
         cover = torch.maximum(cover, torch.stack(weights).sum(0))
@@ -85,6 +92,6 @@ def _outside(
     outside = cover == 0
     if not outside.any():
         return None
-    before, after = (torch.from_numpy(np.array(picture)).int() for picture in (image, to_image(result)))
-    difference = (before - after).abs().amax(-1)[outside].max()
+    channels = zip(image.split(), to_image(result).split(), strict=True)
+    difference = max(np.asarray(ImageChops.difference(*pair))[outside.numpy()].max() for pair in channels)
     return {"pixels": int(outside.sum()), "largest_difference": int(difference), "seam": seam(original, result, cover)}

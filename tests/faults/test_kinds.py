@@ -41,6 +41,10 @@ def spoil(studio: Path) -> None:
         "nothing": png_header(0, 10),
     }.items():
         (studio / f"{name}.png").write_bytes(content)
+    Image.open(studio / "photo.png").convert("RGB").save(studio / "damaged.jpg")
+    jpeg = bytearray((studio / "damaged.jpg").read_bytes())
+    jpeg[len(jpeg) // 2 : -20] = b""
+    (studio / "damaged.jpg").write_bytes(jpeg)
     (studio / "no_colors.png").write_bytes(whole[:33] + whole[-12:])
     Image.new("RGB", (400, 40)).save(studio / "wide.png")
     Image.new("RGB", (8, 400)).save(studio / "high.png")
@@ -73,6 +77,7 @@ CONTENTS = {
     "page.png": "got something else",
     "truncated.png": "expected a complete picture",
     "half.png": "expected a complete picture",
+    "damaged.jpg": "expected a whole picture, got damaged data",
     "begun.png": "expected",
     "no_colors.png": "expected a complete picture",
     "large.png": "expected at most",

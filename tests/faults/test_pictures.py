@@ -6,6 +6,7 @@ import struct
 import zlib
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -92,6 +93,47 @@ def test_what_cannot_be_read_is_told_by_its_path(tmp_path, kind, read):
     broken(path, kind)
     with pytest.raises(ImageError, match=r"a\.png: expected "):
         read(path)
+
+
+def jpeg(path: Path, **options) -> bytearray:
+    """A picture with detail everywhere, written in one of the ways that there are."""
+    levels = np.random.default_rng(0).integers(0, 256, (96, 128, 3), dtype=np.uint8)
+    mode = options.pop("mode", "RGB")
+    Image.fromarray(levels).convert(mode).save(path, "JPEG", **options)
+    return bytearray(path.read_bytes())
+
+
+WRITTEN = {
+    "baseline": {},
+    "progressive": {"progressive": True},
+    "restarts": {"restart_marker_blocks": 4},
+    "gray": {"mode": "L"},
+    "CMYK": {"mode": "CMYK"},
+    "RGB": {"keep_rgb": True},
+    "4:4:4": {"subsampling": 0},
+}
+
+
+@pytest.mark.parametrize("damage", [b"", b"\0" * 600], ids=["lost", "zeroed"])
+@pytest.mark.parametrize("kind", WRITTEN)
+def test_a_jpeg_with_damaged_data_is_told_however_it_was_written(tmp_path, kind, damage):
+    path = tmp_path / "a.jpg"
+    data = jpeg(path, **WRITTEN[kind])
+    load_image(path)
+    middle = len(data) // 2
+    data[middle : middle + 600] = damage
+    path.write_bytes(data)
+    with Image.open(path) as file:
+        file.load()  # Pillow says nothing
+    with pytest.raises(ImageError, match=r"a\.jpg: expected a whole picture, got damaged data \(.*\); copy it"):
+        load_image(path)
+
+
+def test_what_follows_a_jpeg_is_no_damage(tmp_path):
+    """Cameras put previews, depth and videos there."""
+    path = tmp_path / "a.jpg"
+    path.write_bytes(jpeg(path) + b"a video" * 100)
+    assert load_image(path).size == (128, 96)
 
 
 @pytest.mark.parametrize("suffix", ["gif", "webp", "tif", "png"])

@@ -3,6 +3,7 @@
 import json
 import math
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from jsonargparse._common import parsing_settings
 from diffstyler.cli.lightning_cli import FIT
 from diffstyler.errors import DiffstylerError
 from diffstyler.fit.finetuner import LoRAFinetuner
+from diffstyler.fit.jobs import FitPicture, FitSettings, fit_job
 from diffstyler.predict.stylizer import Stylizer
 
 ABOVE_0_IN_FIT = ("gradient_clip", "max_memory", "rank", "alpha", "batch_size", "checkpoint_every", "preview_every")
@@ -46,6 +48,29 @@ def test_a_config_calls_no_function(tmp_path, capsys, name, arguments, function)
     assert not witness.exists()
     assert (tmp_path / "mine").is_dir()
     assert function in capsys.readouterr().err
+
+
+SGD, SCHEDULES = torch.optim.SGD, torch.optim.lr_scheduler
+UNUSABLE = {
+    "weight_decay null": ("optimizer", lambda params: torch.optim.AdamW(params, weight_decay=None)),  # type: ignore[arg-type]
+    "betas of one": ("optimizer", lambda params: torch.optim.AdamW(params, betas=(0.9,))),  # type: ignore[arg-type]
+    "momentum -1": ("optimizer", lambda params: SGD(params, momentum=-1)),
+    "lr as text": ("optimizer", lambda params: SGD(params, lr="fast")),  # type: ignore[arg-type]
+    "no such argument": ("optimizer", lambda params: SGD(params, speed=1)),  # type: ignore[call-arg]
+    "step_size missing": ("lr_scheduler", lambda optimizer: SCHEDULES.StepLR(optimizer)),  # type: ignore[call-arg]
+    "step_size null": ("lr_scheduler", lambda optimizer: SCHEDULES.StepLR(optimizer, None)),  # type: ignore[arg-type]
+    "step_size 0": ("lr_scheduler", lambda optimizer: SCHEDULES.StepLR(optimizer, 0)),
+    "T_max null": ("lr_scheduler", lambda optimizer: SCHEDULES.CosineAnnealingLR(optimizer, None)),  # type: ignore[arg-type]
+    "wants the loss": ("lr_scheduler", lambda optimizer: SCHEDULES.ReduceLROnPlateau(optimizer)),
+}
+
+
+@pytest.mark.parametrize("kind", UNUSABLE)
+def test_an_optimizer_or_schedule_that_cannot_work_is_named_before_anything_is_fitted(kind):
+    name, factory = UNUSABLE[kind]
+    run = FitSettings(steps=3, **{name: factory})
+    with pytest.raises(DiffstylerError, match=rf"^model\.{name}: expected .*Error: .*; mend its init_args$"):
+        fit_job(FitPicture((Path("a.png"),), "0" * 64, "a"), run, "1" * 64, {})
 
 
 # ---- classes that settings name

@@ -10,7 +10,7 @@ import pytest
 
 from diffstyler.manifests.pictures import read_manifest
 from diffstyler.manifests.table import ManifestError
-from diffstyler.types import StyleRegion, Triple
+from diffstyler.types import RowProblem, StyleRegion, Triple
 
 
 @pytest.fixture
@@ -394,3 +394,18 @@ def test_placeholders_that_nothing_is_put_in_for_are_told(tmp_path, column):
     (tmp_path / "m.csv").write_text(f"content,style,{column}\na.png,b.png,a {{lora_promt}} of it\n")
     with pytest.raises(ValueError, match=r"row 2.*: unknown placeholder '\{lora_promt\}' in 'a \{lora_promt\} of it'"):
         read_manifest(tmp_path / "m.csv")
+
+
+def test_regions_that_say_the_same_are_one_object_and_their_rows_are_still_told_apart(tmp_path):
+    """A million rows over ten LoRAs hold ten regions; a wrong one among them is told in each of its rows."""
+    for name in ("a.png", "b.png", "s.png"):
+        (tmp_path / name).touch()
+    lines = ["content,style,prompt,start,stop"]
+    lines += ["a.png,s.png,oil,,", "b.png,s.png,oil,,", "a.png,s.png,ink,,", "a.png,s.png,oil,0.2,0.5"] * 2
+    (tmp_path / "m.csv").write_text("\n".join(lines))
+    skipped: list[RowProblem] = []
+    triples = read_manifest(tmp_path / "m.csv", skipped)
+    assert [triple.regions[0].prompt for triple in triples] == ["oil", "oil", "ink"] * 2
+    assert len({id(triple.regions) for triple in triples}) == 2
+    assert [problem.origin for problem in skipped] == ["m.csv row 5", "m.csv row 9"]
+    assert len({triple.id for triple in triples}) == 6

@@ -14,9 +14,12 @@ What is tried against diffstyler in every run of its tests, and what then holds.
 by `python tools/reliability/reliability_page.py`; each line is a test. `python tools/reliability/crashes.py` kills runs
 at random moments, as often as you like.
 
-Not promised: a JPEG whose compressed data are damaged inside, but complete, is decoded as far as the decoder goes,
-which does not tell. A million rows of a manifest take about a minute and 0.6 GB. A LoRA fitted beside others is bitwise
-the same at equal widths of the pack alone; a run of fewer LoRAs than `data.pack_size` narrows it.
+Not promised: damage inside a JPEG that happens to be valid code is not told (of pictures with five bytes changed at
+random, one in five). A LoRA fitted beside others is bitwise the same at equal widths of the pack alone; a run of fewer
+LoRAs than `data.pack_size` narrows it.
+
+A million rows (a CSV of 54 MB over 100 pictures and 10 LoRAs) take 47 s of a CPU core to be checked, and 292 MB beside
+the imported libraries.
 """
 
 
