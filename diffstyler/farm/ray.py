@@ -195,8 +195,9 @@ class RayFarm:
                 log_to_driver=bool(os.environ.get("DIFFSTYLER_DEBUG")),
                 **({} if address else own),
             )
-        except (ConnectionError, ValueError, RuntimeError) as error:
-            raise DiffstylerError(f"farm.address {address}: expected a Ray cluster that runs, got: {error}") from error
+        except Exception as error:  # a bare one, where a node does not start in time
+            where = f"farm.address {address}" if address else "farm: on this machine"
+            raise DiffstylerError(f"{where}: expected a Ray cluster that runs, got: {error}") from error
 
 
 @dataclass(eq=False)
