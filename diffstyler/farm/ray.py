@@ -226,7 +226,9 @@ class _Shift:
             raise FarmError(f"{free} jobs wait, but workers end without doing any of them")
         for crew in idle[:free]:
             crew.call = crew.actor.run.remote()
-        for _ in range(min(self._wanted() - len(self.crews), free - len(idle))):
+        wanted = self._wanted()
+        self.ledger.expect.remote(wanted)
+        for _ in range(min(wanted - len(self.crews), free - len(idle))):
             self._start(None)
         calls = {crew.call: crew for crew in self.crews if crew.call is not None}
         if not calls:
