@@ -60,6 +60,7 @@ class Ledger:
         self._deaths: Counter[str] = Counter()
         self._suspects: set[str] = set()
         self._workers: set[str] = set()
+        self._expected = 0
         self._done: deque[tuple[float, float]] = deque()  # when, how much
         self._left = 0.0
         self._together: Counter[str] = Counter()
@@ -79,6 +80,8 @@ class Ledger:
     def claim(self, worker: str, kinds: Collection[str] = (), most: int = 1) -> list[str]:
         """The next jobs, of these kinds or of any, from now on this worker's."""
         self._workers.add(worker)
+        if most == 1 and len(self._held[worker]) >= self._fair():
+            return []  # of those that are done side by side, workers that are still to come get their share
         waiting = sum(map(len, self._waiting.values()))
         most = min(most, max(1, waiting // (2 * len(self._workers))))
         claimed: list[str] = []
@@ -88,6 +91,10 @@ class Ledger:
             claimed.append(key)
         self._together[worker] = max(self._together[worker], len(self._held[worker]))
         return claimed
+
+    def expect(self, workers: int) -> None:
+        """So many there are going to be."""
+        self._expected = workers
 
     def finish(self, worker: str, key: str) -> None:
         self._settle(Told(key))
@@ -141,6 +148,11 @@ class Ledger:
             left=self._left,
             rate=done / seconds if seconds and done else None,
         )
+
+    def _fair(self) -> int:
+        """One worker's share of what is not done."""
+        still_open = len(self._jobs) - len(self._told)
+        return max(1, -(-still_open // max(self._expected, len(self._workers))))
 
     def _next(self, worker: str, kinds: Collection[str]) -> str | None:
         held = self._held[worker]

@@ -195,8 +195,9 @@ class RayFarm:
                 log_to_driver=bool(os.environ.get("DIFFSTYLER_DEBUG")),
                 **({} if address else own),
             )
-        except (ConnectionError, ValueError, RuntimeError) as error:
-            raise DiffstylerError(f"farm.address {address}: expected a Ray cluster that runs, got: {error}") from error
+        except Exception as error:  # a bare one, where a node does not start in time
+            where = f"farm.address {address}" if address else "farm: on this machine"
+            raise DiffstylerError(f"{where}: expected a Ray cluster that runs, got: {error}") from error
 
 
 @dataclass(eq=False)
@@ -225,7 +226,9 @@ class _Shift:
             raise FarmError(f"{free} jobs wait, but workers end without doing any of them")
         for crew in idle[:free]:
             crew.call = crew.actor.run.remote()
-        for _ in range(min(self._wanted() - len(self.crews), free - len(idle))):
+        wanted = self._wanted()
+        self.ledger.expect.remote(wanted)
+        for _ in range(min(wanted - len(self.crews), free - len(idle))):
             self._start(None)
         calls = {crew.call: crew for crew in self.crews if crew.call is not None}
         if not calls:

@@ -6,12 +6,16 @@ tools/reliability/ray_farm.py.
 
 import json
 import pickle
+import shlex
 from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from PIL import Image
 
+from diffstyler.cli import settings
 from diffstyler.cli.main import main
 from diffstyler.farm import Farm, Job, Told
 from diffstyler.farm.ledger import Counts, Ledger
@@ -150,3 +154,14 @@ def test_what_a_farm_cannot_do_is_told_before_anything_is_started(command, studi
     assert main([*words, *more]) == 1
     assert told in capsys.readouterr().err
     assert workers == []
+
+
+def test_the_job_of_the_operator_says_what_the_command_knows():
+    job = yaml.safe_load((Path(__file__).parents[2] / "configs/kubernetes/ray.yaml").read_text())["spec"]
+    name, command, *words = shlex.split(job["entrypoint"])
+    assert (name, command) == ("diffstyler", "predict")
+    settings.PREDICT.read(words)
+    given = dict(zip(words[::2], words[1::2], strict=True))
+    assert given["--farm"] == "ray"
+    (group,) = job["rayClusterSpec"]["workerGroupSpecs"]
+    assert group["maxReplicas"] == int(given["--farm.workers"])

@@ -32,6 +32,15 @@ def test_a_job_is_one_workers_until_that_ends(ledger):
     assert ledger.told() == [Told(had[0])]
 
 
+def test_one_worker_leaves_the_share_of_those_that_are_to_come(ledger):
+    ledger.expect(3)
+    assert [ledger.claim("first") for _ in range(3)] == [["a"], ["b"], []]
+    assert ledger.claim("second") == ["c"]
+    for key in "abc":
+        ledger.finish("first", key)
+    assert [ledger.claim("first") for _ in range(2)] == [["d"], []]
+
+
 def test_pieces_shrink_towards_the_end():
     ledger = Ledger()
     ledger.offer([Job(str(number)) for number in range(100)])

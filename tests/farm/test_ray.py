@@ -70,7 +70,6 @@ class Wrong:
 @pytest.fixture(scope="module")
 def cluster():
     """A head that has no room for workers, and two nodes that have; all its processes are gone afterwards."""
-    os.environ["RAY_DISABLE_IMPORT_WARNING"] = "1"
     head = {"num_cpus": 0, "object_store_memory": MEMORY, "include_dashboard": False, "_system_config": QUICK}
     made = Cluster(initialize_head=True, head_node_args=head)
     yield made
