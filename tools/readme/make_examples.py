@@ -34,12 +34,12 @@ def main() -> None:
         image.thumbnail((512, 512), Image.Resampling.LANCZOS)
         image.save(folder / f"{name}.jpg", quality=92)
     for name, seed in SCENES.items():
-        Image.fromarray(np.uint8(render_scene(seed, 256, kind="landscape").image * 255 + 0.5)).save(
+        Image.fromarray((render_scene(seed, 256, kind="landscape").image * 255 + 0.5).astype(np.uint8)).save(
             folder / f"{name}.jpg", quality=92
         )
     for style, seed in STYLES.items():
         painted = paint(render_scene(seed, arguments.size, kind="landscape").image, style, seed)
-        Image.fromarray(np.uint8(painted * 255 + 0.5)).save(folder / f"{style}.jpg", quality=92)
+        Image.fromarray((painted * 255 + 0.5).astype(np.uint8)).save(folder / f"{style}.jpg", quality=92)
 
 
 if __name__ == "__main__":
