@@ -60,6 +60,7 @@ class Ledger:
         self._deaths: Counter[str] = Counter()
         self._suspects: set[str] = set()
         self._workers: set[str] = set()
+        self._gone: set[str] = set()
         self._expected = 0
         self._done: deque[tuple[float, float]] = deque()  # when, how much
         self._left = 0.0
@@ -78,7 +79,12 @@ class Ledger:
                 self._wait(key)
 
     def claim(self, worker: str, kinds: Collection[str] = (), most: int = 1) -> list[str]:
-        """The next jobs, of these kinds or of any, from now on this worker's."""
+        """The next jobs, of these kinds or of any, from now on this worker's; none for one that is gone.
+
+        The processes of a lost node may go on asking for a while, and nobody would take back what they got.
+        """
+        if worker in self._gone:
+            return []
         self._workers.add(worker)
         if most == 1 and len(self._held[worker]) >= self._fair():
             return []  # of those that are done side by side, workers that are still to come get their share
@@ -111,8 +117,16 @@ class Ledger:
     def count_left(self, worker: str) -> int:
         return len(self._jobs) - len(self._told) - len(self._held[worker])
 
-    def release(self, worker: str, *, blamed: bool = False) -> None:
-        """A worker has ended: what it had goes to others; ``blamed``: it may have died of one of these jobs."""
+    def release(self, worker: str, *, gone: bool = False, blamed: bool = False) -> None:
+        """What a worker had goes to others.
+
+        Args:
+            worker: it has nothing more to do for now.
+            gone: it never comes back.
+            blamed: it may have died of one of these jobs.
+        """
+        if gone:
+            self._gone.add(worker)
         self._workers.discard(worker)
         for key in self._held.pop(worker, set()):
             del self._holders[key]

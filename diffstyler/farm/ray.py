@@ -263,6 +263,7 @@ class _Shift:
         try:
             self.ray.get(call)
             self.ended += 1
+            self.ray.get(self.ledger.release.remote(crew.name))
             return
         except errors.RayTaskError as error:
             reason: BaseException = error.cause
@@ -274,7 +275,7 @@ class _Shift:
         self.crews.remove(crew)
         lost = self._is_lost(crew)
         most = self.ray.get(self.ledger.most_held.remote(crew.name))
-        self.ray.get(self.ledger.release.remote(crew.name, blamed=not lost))
+        self.ray.get(self.ledger.release.remote(crew.name, gone=True, blamed=not lost))
         if lost:
             log.warning("%s is gone with its node; others go on with what it had", crew.name)
             return

@@ -32,6 +32,25 @@ def test_a_job_is_one_workers_until_that_ends(ledger):
     assert ledger.told() == [Told(had[0])]
 
 
+def test_one_that_is_gone_gets_nothing_more_though_its_process_may_still_ask(ledger):
+    had = ledger.claim("lost", most=2)
+    ledger.release("lost", gone=True)
+    assert ledger.claim("lost", most=2) == []
+    ledger.finish("lost", had[0])  # it was at it
+    rest = []
+    while claimed := ledger.claim("other"):
+        rest += claimed
+        ledger.finish("other", claimed[0])
+    assert sorted(rest + had[:1]) == list("abcdef")
+    assert ledger.counts().open == 0
+
+
+def test_one_that_paused_comes_back(ledger):
+    had = ledger.claim("one")
+    ledger.release("one")
+    assert ledger.claim("one") == had
+
+
 def test_one_worker_leaves_the_share_of_those_that_are_to_come(ledger):
     ledger.expect(3)
     assert [ledger.claim("first") for _ in range(3)] == [["a"], ["b"], []]

@@ -23,6 +23,7 @@ from ray.cluster_utils import Cluster  # noqa: E402
 pytestmark = pytest.mark.filterwarnings("ignore")  # of Ray's own files and processes, which it leaves to Python to end
 MEMORY = 80 << 20
 #: a node that does not answer is given up sooner than Ray does by itself
+PATIENCE = 150  # seconds, where a farm that hangs would be waited for
 QUICK = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 300, "health_check_failure_threshold": 3}
 
 
@@ -71,7 +72,10 @@ class Wrong:
 def cluster():
     """A head that has no room for workers, and two nodes that have; all its processes are gone afterwards."""
     head = {"num_cpus": 0, "object_store_memory": MEMORY, "include_dashboard": False, "_system_config": QUICK}
-    made = Cluster(initialize_head=True, head_node_args=head)
+    try:
+        made = Cluster(initialize_head=True, head_node_args=head)
+    except Exception as error:  # it needs shared memory and ports, which not every machine gives
+        pytest.skip(f"Ray does not start here: {error}")
     yield made
     ray.shutdown()
     made.shutdown()
@@ -113,8 +117,10 @@ def test_driver_and_node_are_killed_and_a_node_comes(cluster, node, tmp_path):
     words = [sys.executable, "-c", DRIVER, cluster.address, str(folder)]
     paths = os.pathsep.join([str(Path(__file__).parent), *sys.path])
     driver = subprocess.Popen(words, env={**os.environ, "PYTHONPATH": paths})
+    began = time.monotonic()
     while len(list(folder.iterdir())) < 8:
         assert driver.poll() is None
+        assert time.monotonic() < began + PATIENCE
         time.sleep(0.05)
     driver.kill()
     driver.wait()
@@ -123,6 +129,7 @@ def test_driver_and_node_are_killed_and_a_node_comes(cluster, node, tmp_path):
     events = []
 
     def watch(counts, workers):
+        assert time.monotonic() < began + PATIENCE, counts
         if counts.finished >= before + 4 and not events:
             events.append("lost")
             cluster.remove_node(first, allow_graceful=False)
