@@ -22,8 +22,8 @@ from ray.cluster_utils import Cluster  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of Ray's own files and processes, which it leaves to Python to end
 MEMORY = 80 << 20
+PATIENCE = 150  # seconds that a farm is waited for which hangs
 #: a node that does not answer is given up sooner than Ray does by itself
-PATIENCE = 150  # seconds, where a farm that hangs would be waited for
 QUICK = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 300, "health_check_failure_threshold": 3}
 
 
