@@ -24,7 +24,7 @@ NAMES = ("chromium", "chromium-browser", "google-chrome")
 #: what Gradio's threads warn of is its own affair
 pytestmark = pytest.mark.filterwarnings("default")
 CHROMIUM = next((path for name in NAMES if (path := shutil.which(name))), None)
-WAIT = 180_000  # milliseconds, of a machine that does other things too
+WAIT = 60_000  # milliseconds, of a machine that does other things too
 
 
 class Site:
@@ -184,7 +184,7 @@ def test_the_keyboard_alone_is_enough(page, site):
     press("Space ArrowRight")
     page.get_by_role("button", name="Restyle", exact=True).focus()
     press("Enter")
-    tell(page, "steps")
+    tell(page, "step")
     (region,) = site.latest("restyle").request["regions"]
     assert region["mask"] == "box: 0.4,0.4,0.5,0.5"
     page.get_by_role("button", name="Cancel").first.focus()

@@ -231,17 +231,18 @@ $(".clear").addEventListener("click", () => {
   draw();
 });
 
+// The value is there at once, for whoever presses Restyle next; looking waits until the hand rests.
 function tell(silent) {
   clearTimeout(later);
+  props.value = JSON.stringify(regions.map(({ where, words, points, box, paint }) => ({
+    where, words, points, box, paint: where === "brush" && paint ? paint.toDataURL("image/png") : null,
+  })));
+  if (silent) return;
   later = setTimeout(() => {
-    props.value = JSON.stringify(regions.map(({ where, words, points, box, paint }) => ({
-      where, words, points, box, paint: where === "brush" && paint ? paint.toDataURL("image/png") : null,
-    })));
-    if (silent) return;
     looking = true;
     draw();
     trigger("input");
-  }, silent ? 0 : LATER);
+  }, LATER);
 }
 
 watch("photo", reset);
