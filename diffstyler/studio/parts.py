@@ -125,7 +125,7 @@ def _prompt(region: dict, photograph: Path, folder: Folder) -> str:
         return str(Box((_at(x0), _at(y0), _at(x1), _at(y1))))
     if kind == "brush" and region["paint"]:
         return str(File(folder.keep_drawn(_painted(str(region["paint"]), image_size(photograph)))))
-    return "everything" if kind == "everything" else ""
+    return "everything" if kind == "everywhere" else ""
 
 
 def _at(value: object) -> Coordinate:

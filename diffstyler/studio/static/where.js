@@ -26,7 +26,8 @@ function reset() {
   overlay.removeAttribute("src");
   photo.src = props.photo;
   stage.hidden = !props.photo;
-  tell(true);
+  clearTimeout(later);
+  later = setTimeout(keep, 0); // after what came with the photograph
   draw();
 }
 
@@ -231,13 +232,16 @@ $(".clear").addEventListener("click", () => {
   draw();
 });
 
-// The value is there at once, for whoever presses Restyle next; looking waits until the hand rests.
-function tell(silent) {
-  clearTimeout(later);
+function keep() {
   props.value = JSON.stringify(regions.map(({ where, words, points, box, paint }) => ({
     where, words, points, box, paint: where === "brush" && paint ? paint.toDataURL("image/png") : null,
   })));
-  if (silent) return;
+}
+
+// The value is there at once, for whoever presses Restyle next; looking waits until the hand rests.
+function tell() {
+  keep();
+  clearTimeout(later);
   later = setTimeout(() => {
     looking = true;
     draw();
