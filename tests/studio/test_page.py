@@ -58,7 +58,7 @@ def site(tmp_path_factory, tiny_dirs):
         patch.setenv("GRADIO_TEMP_DIR", "")
         patch.setenv("GRADIO_ANALYTICS_ENABLED", "False")
         site = Site(tmp_path_factory.mktemp("studio"), tiny_dirs["epsilon"])
-        # page and worker, each a process of its own elsewhere, share a model here, which two threads must not load at once
+        # page and worker, elsewhere two processes, share a model here, which two threads must not load at once
         site.engine.stylizer("predict", {}, site.folder.path).backbone.load()
         closing = threading.Event()
         worker = threading.Thread(target=Worker(site.folder, site.engine, closing).run)
