@@ -1,6 +1,7 @@
-"""A tiny random backbone of Stable Diffusion's topology."""
+"""A tiny random backbone of Stable Diffusion's topology, and a browser."""
 
 import copy
+import shutil
 from functools import lru_cache
 from pathlib import Path
 
@@ -28,6 +29,20 @@ def chosen_device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
         monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """A headless Chromium, driven by playwright; a machine without one of them skips the test."""
+    names = ("chromium", "chromium-browser", "google-chrome")
+    chromium = next((path for name in names if (path := shutil.which(name))), None)
+    if chromium is None:
+        pytest.skip("no Chromium on this machine")
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield browser
+        browser.close()
 
 
 @pytest.fixture(scope="session")

@@ -10,8 +10,9 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from diffstyler import storage
-from diffstyler.adapters import LoRALibrary
+from diffstyler.adapters import LoRAIdentity, LoRALibrary
 from diffstyler.cli.main import main
+from diffstyler.errors import DiffstylerError
 from diffstyler.files import atomic_write
 from diffstyler.manifests.pictures import read_manifest
 
@@ -115,6 +116,18 @@ def test_rows_may_name_urls_and_their_paths_start_at_their_manifest(bucket, stud
     named = (triple.content, triple.regions[0].style)
     assert [storage.told(path) for path in named] == [f"memory://bucket/pictures/{n}.png" for n in ("photo", "gold")]
     assert "looked for memory://bucket/pictures/none.png" in str(wrong[0])
+
+
+def test_a_lora_in_a_store_is_not_renamed_or_deleted_on_this_disk_alone(bucket):
+    library = LoRALibrary(storage.local("memory://bucket/loras"))
+    identity = LoRAIdentity("style", "gold", "a" * 64, "model", {})
+    entry = library.publish(identity, lambda folder: (folder / "weights").write_bytes(b"w") and None)
+    there = bucket.find("/bucket")
+    for act in (lambda: library.rename(entry, "x"), lambda: library.delete(entry)):
+        with pytest.raises(DiffstylerError, match="memory://bucket/loras: expected a library on a disk"):
+            act()
+    assert bucket.find("/bucket") == there != []
+    assert entry.folder.is_dir()
 
 
 def everything_at(root: str, folder: Path, tiny_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:

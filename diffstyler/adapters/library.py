@@ -145,7 +145,7 @@ class LoRALibrary:
         """Call a LoRA otherwise, in its record and in its folder's name; what it is found by stays.
 
         Raises:
-            DiffstylerError: no name, or a LoRA that is not here.
+            DiffstylerError: no name, or a LoRA that is not here, or not on a disk.
         """
         self._check_own(entry)
         if not name.strip():
@@ -160,16 +160,18 @@ class LoRALibrary:
         """Take a LoRA and its folder away; whoever looks sees the whole of it or nothing.
 
         Raises:
-            DiffstylerError: it is not here.
+            DiffstylerError: it is not here, or not on a disk.
         """
         self._check_own(entry)
-        gone = self.lora_dir / ".unfinished" / f"{entry.identity.key}.deleted"
+        gone = self.unfinished / f"{entry.identity.key}.deleted"
         gone.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(gone, ignore_errors=True)
         entry.folder.rename(gone)
         shutil.rmtree(gone)
 
     def _check_own(self, entry: FittedLoRA) -> None:
+        if storage.is_remote(self.lora_dir):  # a store moves objects, and no folder as a whole
+            raise DiffstylerError(f"{storage.told(self.lora_dir)}: expected a library on a disk; do that in the store")
         if entry.folder.parent != self.lora_dir or not (entry.folder / RECORD_NAME).is_file():
             raise DiffstylerError(f"{entry.folder}: no such LoRA in {self.lora_dir}; was it renamed or deleted?")
 

@@ -1,7 +1,6 @@
 """The report in a real browser: it opens from a file, slides, filters, sorts, and has nothing to complain of."""
 
 import json
-import shutil
 
 import pytest
 from PIL import Image
@@ -9,11 +8,6 @@ from PIL import Image
 from diffstyler.images import load_image, picture_sha256
 from diffstyler.metrics.base import FIGURES_NAME
 from diffstyler.predict.contact_sheet import write_sheet
-
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-NAMES = ("chromium", "chromium-browser", "google-chrome")
-CHROMIUM = next((path for name in NAMES if (path := shutil.which(name))), None)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
 
 NASTY = '</script><img src=x onerror="document.title=1">\'"&'
 
@@ -41,14 +35,6 @@ def folder(tmp_path_factory):
     lines.append({"pictures": 2, "ssim": 9})
     (folder / FIGURES_NAME).write_text("".join(json.dumps(line) + "\n" for line in lines))
     return folder
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import threading
 from pathlib import Path
 
@@ -20,10 +19,8 @@ from diffstyler.studio.server import Address
 from diffstyler.studio.worker import Worker
 
 gradio = pytest.importorskip("gradio", reason="gradio is not installed")
-NAMES = ("chromium", "chromium-browser", "google-chrome")
 #: what Gradio's threads warn of is its own affair
 pytestmark = pytest.mark.filterwarnings("default")
-CHROMIUM = next((path for name in NAMES if (path := shutil.which(name))), None)
 WAIT = 60_000  # milliseconds, of a machine that does other things too
 
 
@@ -67,17 +64,6 @@ def site(tmp_path_factory, tiny_dirs):
             yield site
             closing.set()
             worker.join()
-
-
-@pytest.fixture(scope="module")
-def browser():
-    if CHROMIUM is None:
-        pytest.skip("no Chromium on this machine")
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

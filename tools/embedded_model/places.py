@@ -325,25 +325,10 @@ def closeup(rng: np.random.Generator, size: int) -> tuple[str, Stage]:
         )
         slow = 1 + 0.2 * fractal_noise(rng, size, size, octaves=4)[..., None]
         stage, setting = Stage(np.clip(blue * slow, 0, 1), "water"), "day"
-        for _ in range(int(rng.integers(0, 3))):
-            stage.place(
-                rng,
-                word,
-                HEADS[word],
-                rng.uniform(0.1, 0.9),
-                rng.uniform(0.3, 0.95),
-                rng.uniform(0.15, 0.3),
-                light_x=light_x,
-            )
-        stage.place(
-            rng,
-            word,
-            HEADS[word],
-            rng.uniform(0.42, 0.58),
-            rng.uniform(0.72, 0.85),
-            rng.uniform(0.42, 0.6),
-            light_x=light_x,
-        )
+        small = [((0.1, 0.9), (0.3, 0.95), (0.15, 0.3))] * int(rng.integers(0, 3))
+        for ranges in (*small, ((0.42, 0.58), (0.72, 0.85), (0.42, 0.6))):
+            x, y, height = (rng.uniform(*bounds) for bounds in ranges)
+            stage.place(rng, word, HEADS[word], x, y, height, light_x=light_x)
         return setting, stage
     height = rng.uniform(0.6, 0.95)
     y = rng.uniform(0.9, 0.98) if word == "bird" else max(1.02, height + rng.uniform(0.0, 0.12))
