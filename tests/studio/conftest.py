@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import threading
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +18,15 @@ from diffstyler.studio.worker import Worker
 
 def model_words(tiny_dir: Path) -> list[str]:
     return ["--model.backbone", "StableDiffusion", "--model.backbone.model", str(tiny_dir)]
+
+
+@pytest.fixture(autouse=True)
+def swept() -> Iterator[None]:
+    """Gradio leaves event loops open, which warn when they are collected: here, and not in another test."""
+    yield
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
 
 
 @pytest.fixture
