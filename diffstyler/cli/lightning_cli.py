@@ -24,6 +24,7 @@ from diffstyler.cli.messages import telling
 from diffstyler.cli.settings import Words, keys_of, with_presets
 from diffstyler.cli.trust import add_flag, limit_imports
 from diffstyler.errors import DiffstylerError
+from diffstyler.farm.folder import FolderFarm
 from diffstyler.farm.ray import RayFarm
 from diffstyler.fit.data import FitData
 from diffstyler.fit.finetuner import LoRAFinetuner
@@ -58,8 +59,8 @@ class Run:
         return self.words.name
 
     @staticmethod
-    def farm(cli: LightningCLI) -> RayFarm | None:
-        """The cluster that does the work, if it is not this machine."""
+    def farm(cli: LightningCLI) -> RayFarm | FolderFarm | None:
+        """The cluster that does the work, or the folder that tells how far it is; None = neither is asked for."""
         return cli.config_init["farm"]
 
     def cli(self, arguments: Sequence[str]) -> LightningCLI:
@@ -81,7 +82,8 @@ class Run:
                     parser.link_arguments(name, f"model.{name}")
                 parser.add_argument("--on_error", type=OnError, default="stop", help=settings.GENERAL["on_error"])
                 parser.link_arguments("on_error", "data.on_error")
-                parser.add_subclass_arguments(RayFarm, "farm", required=False, help=settings.GENERAL["farm"])
+                farms = (RayFarm, FolderFarm)
+                parser.add_subclass_arguments(farms, "farm", required=False, help=settings.GENERAL["farm"])
                 add_flag(parser)
                 parser.set_defaults({name: {"class_path": kind} for name, kind in run.words.classes.items()})
 
@@ -159,9 +161,11 @@ def _with_family(words: list[str], configs: Iterable[str]) -> list[str]:
 
 
 def _with_farm(words: list[str]) -> list[str]:
-    """With the class of the farm that is named by its library."""
+    """With the class of the farm that is named by a word."""
+    kinds = {"ray": "RayFarm", "folder": "FolderFarm"}
+    joined = {f"--farm={word}": f"--farm={kind}" for word, kind in kinds.items()}
     return [
-        "RayFarm" if word == "ray" and before == "--farm" else "--farm=RayFarm" if word == "--farm=ray" else word
+        kinds.get(word, word) if before == "--farm" else joined.get(word, word)
         for before, word in zip(["", *words], words, strict=False)
     ]
 

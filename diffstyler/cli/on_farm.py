@@ -1,4 +1,7 @@
-"""A fit or a predict on a cluster: what to do is settled and checked here, workers do it, here it is told."""
+"""A fit or a predict with ``--farm``.
+
+On a cluster what to do is settled and checked here, workers do it, here it is told; a folder is only looked at.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,13 @@ import logging
 import os
 import secrets
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
+from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import LightningCLI
 from rich.progress import Progress, TextColumn
 
@@ -20,11 +24,12 @@ from diffstyler import storage
 from diffstyler.cli.lightning_cli import FIT, PREDICT, Run
 from diffstyler.cli.settings import with_presets
 from diffstyler.errors import DiffstylerError
-from diffstyler.farm import Farm, Job, Told
+from diffstyler.farm import Farm, Job, RankFarm, Told
+from diffstyler.farm.folder import FolderFarm, Seen
 from diffstyler.farm.ray import RayFarm
 from diffstyler.farm.status import Status
 from diffstyler.fit.finetuner import verdict
-from diffstyler.fit.job_queue import Failure
+from diffstyler.fit.job_queue import Failure, JobQueue
 from diffstyler.fit.jobs import FitPicture
 from diffstyler.predict.data import ordered
 from diffstyler.predict.row_check import CheckedRows
@@ -69,8 +74,59 @@ class Predicting:
         cli.trainer.predict(self.model, datamodule=cli.datamodule, return_predictions=False)
 
 
-def fit_on(farm: RayFarm, cli: LightningCLI, words: Sequence[str]) -> None:
+class Page(Callback):
+    """Of a run of this machine: the farm that is its folder is told what there is to do, and sees how far it is."""
+
+    def __init__(self, farm: FolderFarm) -> None:
+        self.farm = farm
+        self._open = ExitStack()
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        queue: JobQueue = pl_module.queue  # type: ignore[assignment]
+        library, jobs = queue.library, [Job(key, job.settings.steps) for key, job in queue.jobs.items()]
+        finished: set[str] = set()
+
+        def look() -> Seen:
+            still_open = queue.jobs.keys() - finished
+            finished.update(library.find([queue.jobs[key].identity for key in still_open]))
+            taken = {file.stem for file in library.unfinished.glob("*.lock")} & still_open - finished
+            return Seen(finished, {failure.key: failure.reason for failure in queue.failures.read()}, len(taken))
+
+        if trainer.is_global_zero:
+            watched = self.farm.watched(library.lora_dir, "LoRAs", jobs, look, trainer.world_size)
+            self._open.enter_context(watched)
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        model: Any = pl_module
+        if model.writer is None or not model.writer.farm.leads:
+            return
+        ranks: RankFarm = model.writer.farm
+        jobs = [Job(triple.id) for triple in trainer.datamodule.triples]  # type: ignore[attr-defined]
+
+        def look() -> Seen:
+            told = ranks.so_far()
+            failures = {one.id: one.reason for one in told if one.reason is not None}
+            return Seen({one.id for one in told} - failures.keys(), failures, len(jobs))  # the ranks have them all
+
+        self._open.enter_context(self.farm.watched(model.writer.output_dir, "pictures", jobs, look, trainer.world_size))
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._open.close()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._open.close()
+
+
+def _with_page(farm: FolderFarm, trainer: Trainer) -> Trainer:
+    trainer.callbacks.append(Page(farm))  # type: ignore[attr-defined]
+    return trainer
+
+
+def fit_on(farm: RayFarm | FolderFarm, cli: LightningCLI, words: Sequence[str]) -> None:
     """Raises: FitError, as a fit on one machine; FarmError where workers end again and again."""
+    if isinstance(farm, FolderFarm):
+        _with_page(farm, cli.trainer).fit(cli.model, datamodule=cli.datamodule)
+        return
     model, data = _attached(cli)
     data.setup("fit")
     model.setup("fit")
@@ -93,8 +149,11 @@ def fit_on(farm: RayFarm, cli: LightningCLI, words: Sequence[str]) -> None:
         queue.failures.end()
 
 
-def predict_on(farm: RayFarm, cli: LightningCLI, words: Sequence[str]) -> None:
+def predict_on(farm: RayFarm | FolderFarm, cli: LightningCLI, words: Sequence[str]) -> None:
     """Raises: PredictError, as a predict on one machine; FarmError where workers end again and again."""
+    if isinstance(farm, FolderFarm):
+        _with_page(farm, cli.trainer).predict(cli.model, datamodule=cli.datamodule, return_predictions=False)
+        return
     model, data = _attached(cli)
     data.setup("predict")
     model.setup("predict")

@@ -24,7 +24,8 @@ GENERAL = {
     "config": "a YAML file with any of these settings; several are read one after another",
     "print_config": "print all settings as YAML, with what the other words change, and end",
     "on_error": "what wrong rows mean: stop, or skip them",
-    "farm": "ray: on a Ray cluster, by RayFarm's settings: --farm ray --farm.address auto; null = on this machine",
+    "farm": "ray: on a Ray cluster, by RayFarm's settings: --farm ray --farm.address auto; folder: as by null, on this "
+    "machine or all that share the folder, and a page there says how far they are (FolderFarm)",
     "trust_config": "import any class that settings name, not only those of known packages: they can run anything",
     "seed_everything": "Lightning's; fits and pictures have seeds of their own",
     "help": "this text",
@@ -164,7 +165,11 @@ def _docstring(node: ast.ClassDef | ast.FunctionDef):  # noqa: ANN202
     return parse(inspect.cleandoc(ast.get_docstring(node) or ""), DocstringStyle.GOOGLE)
 
 
-FARM = {f"farm.{name}": setting for name, setting in settings_of(PACKAGE / "farm/ray.py", "RayFarm").items()}
+FARM = {
+    f"farm.{name}": setting
+    for source, kind in {"farm/folder.py": "FolderFarm", "farm/ray.py": "RayFarm"}.items()
+    for name, setting in settings_of(PACKAGE / source, kind).items()
+}
 FIT = Words(
     "fit",
     "Fit a LoRA for every style (or content) picture that has none yet.",

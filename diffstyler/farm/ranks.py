@@ -38,6 +38,8 @@ class RankFarm(Farm):
         self.leads = rank == 0
         self._left: deque[str] = deque()
         self._told: list[Told] = []
+        self._read: dict[int, int] = {}  # bytes, of each rank's file
+        self._heard: list[Told] = []
         if self.folder is not None:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._lock = FileLock(self._file(rank, "lock"))
@@ -85,6 +87,17 @@ class RankFarm(Farm):
         if self.folder is not None:
             sweep_ranks(self.folder)
         return told
+
+    def so_far(self) -> list[Told]:
+        """What all ranks have told by now; only the first rank asks."""
+        for rank in range(1, self.ranks):
+            with suppress(OSError), self._file(rank, "jsonl").open("rb") as file:
+                file.seek(self._read.get(rank, 0))
+                text = file.read()
+                whole = text[: text.rfind(b"\n") + 1]
+                self._read[rank] = self._read.get(rank, 0) + len(whole)
+                self._heard += [Told(**json.loads(line)) for line in whole.splitlines()]
+        return [*self._told, *self._heard]
 
     def _collect_from(self, rank: int) -> Iterator[Told]:
         with FileLock(self._file(rank, "lock")).acquire(poll_interval=POLL_SECONDS):

@@ -37,12 +37,14 @@ class Status:
         what: the jobs are, such as "pictures".
         port: of Prometheus, on this machine alone; None = nowhere.
         show: is given the one line.
+        name: of the file among others, ``farm-NAME.json``; "" = ``farm.json``.
     """
 
     folder: Path
     what: str
     port: int | None = None
     show: Callable[[str], None] = lambda line: None
+    name: str = ""
     _gauges: dict[str, Any] = field(default_factory=dict)
     _server: Any = None
     _began: float = field(default_factory=time.time)
@@ -70,6 +72,10 @@ class Status:
             self._server.shutdown()
             self._server.server_close()
 
+    def due(self) -> None:
+        """The file is written with the next call."""
+        self._written = 0.0
+
     def __call__(self, counts: Counts, workers: int) -> None:
         """So far it is now; the file is written every two seconds, and in the end."""
         told = {
@@ -92,7 +98,8 @@ class Status:
         failures = [{"key": key, "reason": reason} for key, reason in list(counts.failures.items())[:MOST_TOLD]]
         page = {"what": self.what, "began": self._began, "written": now, **told, "failures": failures}
         self.folder.mkdir(parents=True, exist_ok=True)
-        atomic_write(self.folder / STATUS_NAME, (json.dumps(page, indent=2, ensure_ascii=False) + "\n").encode())
+        file = self.folder / (f"farm-{self.name}.json" if self.name else STATUS_NAME)
+        atomic_write(file, (json.dumps(page, indent=2, ensure_ascii=False) + "\n").encode())
 
 
 def line(what: str, told: dict[str, Any]) -> str:

@@ -141,6 +141,18 @@ def test_loras_are_those_of_one_process_whoever_is_lost(command, studio, workers
     assert not list((studio / "farm" / ".unfinished").glob("*.pt"))
 
 
+def test_a_folder_tells_how_far_its_runs_are(command, studio, capsys):
+    predict = ["--model.num_inference_steps", "2", "--lora_dir", str(studio / "loras"), "--farm=folder"]
+    assert main([*command("predict", *predict), "--output_dir", str(studio / "out"), "--farm.name", "7"]) == 1
+    size = ["--data.crops.resolution", "64", "--data.crops.crop_size", "64", "--model.rank", "2"]
+    fit = ["--trainer.max_steps", "2", "--data.role", "content", "--lora_dir", str(studio / "new"), "--farm", "folder"]
+    assert main(command("fit", *size, *fit)) == 1
+    pages = [json.loads((studio / name).read_text()) for name in ("out/farm-7.json", "new/farm.json")]
+    names = ("what", "jobs", "finished", "failed", "waiting", "running", "workers", "seconds_left")
+    assert [pages[0][name] for name in names] == ["pictures", 5, 4, 1, 0, 0, 0, 0.0]
+    assert [pages[1][name] for name in names] == ["LoRAs", 2, 2, 0, 0, 0, 0, 0.0]
+
+
 @pytest.mark.parametrize(
     ("more", "told"),
     [

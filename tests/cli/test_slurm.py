@@ -63,7 +63,7 @@ def test_a_batch_file_lets_its_work_end_and_queues_fits_alone(script, signum, co
     assert (queued in notes) is (fits and signum == signal.SIGUSR1)
     assert code == (0 if fits and signum == signal.SIGUSR1 else 143)
     if words:
-        assert "--data.manifest rows-3.csv" in notes
+        assert "--farm folder --farm.name 3 --data.manifest rows-3.csv" in notes
     if "torchrun" in script.name:
         assert "--nnodes 2 --nproc-per-node 8" in notes
         assert "--rdzv-endpoint node7:29500" in notes

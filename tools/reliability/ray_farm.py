@@ -1,6 +1,6 @@
 """A fit of 12 LoRAs and 200 pictures on a Ray cluster whose nodes and driver are killed, against one plain process.
 
-    PYTHONPATH=tests python tools/reliability/ray_farm.py [--rows 200] [--loras 12]
+    PYTHONPATH=tests python tools/reliability/ray_farm.py [--rows 200] [--loras 12] [--quiet --pairs 3]
 
 Three nodes on this machine, one worker each, a tiny random model: while it fits, and again while it makes pictures, a
 node is killed, another one is added, the driver is killed and the command started again. In the end every LoRA and
@@ -132,6 +132,8 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=200)
     parser.add_argument("--loras", type=int, default=12)
     parser.add_argument("--steps", type=int, default=100, help="of each LoRA")
+    parser.add_argument("--pairs", type=int, default=1, help="of a farm of one worker and a plain process")
+    parser.add_argument("--quiet", action="store_true", help="kill nothing: only these pairs")
     chosen = parser.parse_args()
     began = time.monotonic()
 
@@ -150,18 +152,19 @@ def main() -> None:
             for kind, words in commands.items():
                 finish(start(words, plain[kind]))
                 say(f"{kind}: one plain process, {pace(kind, plain[kind]):.3f} s each")
-            for kind, words in commands.items():
+            for kind, words in ({} if chosen.quiet else commands).items():
                 output = folder / f"farm-{kind}"
                 disturbed(words, output, cluster, totals[kind], say)
                 expected = files(kind, plain[kind])
                 assert len(expected) >= totals[kind]
                 assert files(kind, output) == expected, "files differ"
                 say(f"{kind}: all {totals[kind]} are there, none was made twice, {len(expected)} files are equal")
-            words, alone = commands["predict"], folder / "alone"
-            finish(start(words, alone, *on(cluster), "--farm.workers", "1"))
-            finish(start(words, folder / "again"))
-            both = pace("predict", alone), pace("predict", folder / "again")
-            say(f"predict: one worker {both[0]:.4f} s, a plain process {both[1]:.4f} s: {both[0] / both[1] - 1:+.1%}")
+            for pair in range(chosen.pairs):
+                alone, again = folder / f"alone{pair}", folder / f"again{pair}"
+                finish(start(commands["predict"], alone, *on(cluster), "--farm.workers", "1"))
+                finish(start(commands["predict"], again))
+                one, plain_one = pace("predict", alone), pace("predict", again)
+                say(f"predict: one worker {one:.4f} s, a plain process {plain_one:.4f} s: {one / plain_one - 1:+.1%}")
         finally:
             ray.shutdown()
             cluster.shutdown()
