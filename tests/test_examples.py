@@ -1,6 +1,7 @@
-"""The notebooks run, cell after cell, with fewer steps."""
+"""The notebooks run, cell after cell, with fewer steps, and so does what the README shows of one."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +10,10 @@ from PIL import Image
 
 from diffstyler.adapters import FittedLoRA
 from diffstyler.images import load_image
+from diffstyler.predict.stylizer import Stylizer
 
-NOTEBOOKS = sorted((Path(__file__).parents[1] / "examples").glob("*.ipynb"))
+ROOT = Path(__file__).parents[1]
+NOTEBOOKS = sorted((ROOT / "examples").glob("*.ipynb"))
 STEPS = "fit_steps, sampling_steps = 200, 50"
 
 
@@ -37,3 +40,16 @@ def test_the_first_picture(tmp_path, monkeypatch):
     width, height = photo.size
     assert change[:, int(0.85 * width) :].max() == 0
     assert change[int(0.5 * height), int(0.5 * width)] > 0
+
+
+def test_what_the_readme_shows_of_a_notebook(tmp_path, monkeypatch):
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert code.count("steps=200") == 1
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "diffstyler").symlink_to(ROOT / "diffstyler")
+    monkeypatch.setitem(Stylizer.__init__.__kwdefaults__, "num_inference_steps", 2)
+    names: dict = {}
+    exec(code.replace("steps=200", "steps=1").replace("preview_every=10", "preview_every=1"), names)
+    assert load_image(Path("cat-impasto.png")).size == names["local"].size == load_image(Path(names["photo"])).size
+    assert names["half_way"]
+    assert np.asarray(names["cat"]).mean() < 0.9 * 255
