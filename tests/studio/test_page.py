@@ -120,6 +120,9 @@ def test_a_painted_region_is_restyled_in_a_style_that_was_dropped(page, site):
     change = np.abs(made - before).max(2)
     assert change[20:50, 2:20].mean() > 5
     assert change[:, 40:].max() == 0
+    chosen = page.locator(".picker:visible label", has_text="wave").locator("input:checked")
+    page.wait_for_function("document.querySelector('.picker input:checked')?.value.startsWith('lora:')")
+    assert chosen.count() == 1  # what was learned from the picture takes its place
     with page.expect_download() as download:
         page.get_by_role("button", name="Manifest").click()
     row = json.loads(Path(download.value.path()).read_text())
@@ -190,6 +193,29 @@ def test_everywhere_is_where_a_style_goes_when_nothing_else_is_said(page, site):
     tell(page, "done")
     (region,) = site.latest("restyle").request["regions"]
     assert region["mask"] == "everything"
+
+
+def test_a_page_that_is_loaded_again_shows_what_goes_on_and_no_other_page_does(page, site, browser):
+    photograph(page, site.upload("photo"))
+    page.locator(".picker:visible label", has_text="pointillism").click()  # not learned yet: it takes its time
+    page.get_by_role("button", name="More settings").click()
+    page.get_by_label("number input for Steps", exact=True).fill("100")
+    page.get_by_label("number input for Steps to learn a new style").fill("400")
+    page.get_by_role("button", name="Restyle", exact=True).click()
+    tell(page, "steps")
+    page.reload()
+    tell(page, "steps")
+    page.wait_for_function("document.querySelector('.where .photo').naturalWidth > 0")
+    other = browser.new_context().new_page()
+    other.goto(site.url)
+    other.locator(".picker label").first.wait_for()
+    other.wait_for_timeout(1500)
+    assert other.locator(".told:visible").count() == 0
+    assert other.get_by_role("button", name="Cancel").first.is_disabled()
+    other.close()
+    page.get_by_role("button", name="Cancel").first.click()
+    tell(page, "cancelled")
+    assert site.latest("restyle").state == "cancelled"
 
 
 def test_a_phone_sees_all_of_it_and_what_is_missing_is_said(page, site):
