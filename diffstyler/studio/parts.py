@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import gradio as gr
-from PIL import Image
+from PIL import Image, ImageChops, ImageFilter
 
 from diffstyler.errors import DiffstylerError
 from diffstyler.images import image_size
@@ -141,13 +141,19 @@ def _painted(data: str, size: tuple[int, int]) -> Image.Image:
 
 
 def overlay(masks: Sequence[Image.Image | None], side: int = 768) -> Image.Image:
-    """Where each style goes, in its color, to be laid over the photograph."""
+    """Where each style goes, in its color and with an outline, to be laid over the photograph."""
     shown = [(mask, color) for mask, color in zip(masks, COLORS, strict=False) if mask is not None]
     size = shown[0][0].size
     scale = min(1.0, side / max(size))
     drawn = Image.new("RGBA", (max(1, round(size[0] * scale)), max(1, round(size[1] * scale))))
     for mask, color in shown:
-        layer = Image.new("RGBA", drawn.size, color)
-        layer.putalpha(mask.resize(drawn.size).point([share // 2 for share in range(256)]))
-        drawn.alpha_composite(layer)
+        place = mask.resize(drawn.size)
+        inside = place.point([255 * (share > 127) for share in range(256)])
+        rim = ImageChops.subtract(inside, inside.filter(ImageFilter.MinFilter(5)))
+        around = ImageChops.subtract(inside.filter(ImageFilter.MaxFilter(5)), inside)
+        tint = ImageChops.lighter(place.point([share // 2 for share in range(256)]), rim)
+        for paint, alpha in ((color, tint), ("white", around)):  # seen on a photograph of any color
+            layer = Image.new("RGBA", drawn.size, paint)
+            layer.putalpha(alpha)
+            drawn.alpha_composite(layer)
     return drawn

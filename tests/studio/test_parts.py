@@ -1,0 +1,28 @@
+"""What lies over the photograph."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+pytest.importorskip("gradio", reason="gradio is not installed")
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_place_is_seen_on_a_photograph_of_its_own_color():
+    from diffstyler.predict.mask_preview import COLORS
+    from diffstyler.studio.parts import overlay
+
+    share = np.zeros((64, 96), np.uint8)
+    share[16:48, 24:72] = 255
+    for number, color in enumerate(COLORS[:2]):
+        masks = [None] * 4
+        masks[number] = Image.fromarray(share)
+        shown = Image.new("RGBA", (96, 64), color)
+        shown.alpha_composite(overlay(masks))
+        seen = np.asarray(shown)[..., :3].astype(int)
+        assert (seen[15, 48] == 255).all()  # the outline
+        assert np.abs(seen[32, 48] - color).max() <= 1
+        assert np.abs(seen[5, 5] - color).max() == 0
+        tint = np.asarray(overlay(masks))
+        assert tint[32, 48, 3] == 127
+        assert tint[5, 5, 3] == 0
