@@ -190,8 +190,22 @@ def duration(seconds: float) -> str:
 
 def table(rows: Mapping[str, object]) -> str:
     """Names and values, as HTML."""
-    lines = "".join(f"<tr><th>{escape(str(k))}</th><td>{escape(str(v))}</td></tr>" for k, v in rows.items())
+    lines = "".join(
+        f"<tr><th>{escape(str(name).replace('_', ' '))}</th><td>{escape(plain(value))}</td></tr>"
+        for name, value in rows.items()
+    )
     return f"<table>{lines}</table>"
+
+
+def plain(value: object) -> str:
+    """A value of JSON as people write it."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {plain(inner)}" for name, inner in value.items())
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(plain, value))
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def static(name: str) -> str:

@@ -1,4 +1,4 @@
-"""What lies over the photograph."""
+"""What lies over the photograph, and facts as people read them."""
 
 import numpy as np
 import pytest
@@ -26,3 +26,12 @@ def test_a_place_is_seen_on_a_photograph_of_its_own_color():
         tint = np.asarray(overlay(masks))
         assert tint[32, 48, 3] == 127
         assert tint[5, 5, 3] == 0
+
+
+@pytest.mark.filterwarnings("default")
+def test_facts_are_words_and_not_code():
+    from diffstyler.studio.shop import table
+
+    facts = {"update_norm": {"smallest": 0.20207061, "largest": 7.5}, "ranks": [16, 8], "stated": True, "name": "<b>"}
+    cells = ["<th>update norm</th><td>smallest 0.2021, largest 7.5</td>", "<td>16, 8</td>", "<td>yes</td>", "&lt;b&gt;"]
+    assert all(cell in table(facts) for cell in cells)
