@@ -44,7 +44,7 @@ def studio(folder: Path) -> Iterator[str]:
 def keep(page: Page, path: Path) -> None:
     page.mouse.move(0, 0)
     page.wait_for_timeout(1500)
-    Image.open(io.BytesIO(page.screenshot())).convert("RGB").save(path, quality=85)
+    Image.open(io.BytesIO(page.screenshot(full_page=True))).convert("RGB").save(path, quality=85)
 
 
 def photograph(page: Page, name: str) -> None:
