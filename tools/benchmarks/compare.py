@@ -45,7 +45,7 @@ PRESETS = {
 }
 RIVALS: Mapping[str, Rival] = {
     "sdedit": SDEdit(),
-    "plug_and_play": PlugAndPlay(),
+    "plug_and_play": PlugAndPlay(guidance_scale=3.0),  # as of all here: its authors' 7.5 burns the embedded model out
     "style_id": StyleID(),
     "blora": BLoRA(),
     "magenta": Magenta(),
