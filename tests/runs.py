@@ -132,13 +132,13 @@ def children(process: subprocess.Popen) -> list[int]:
     return [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
 
 
-def start(command: list[str], folder: Path, *more: str) -> subprocess.Popen:
+def start(command: list[str], folder: Path, *more: str, stdout: int = subprocess.DEVNULL) -> subprocess.Popen:
     arguments = [*command, "--lora_dir", str(folder), *more]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
     return subprocess.Popen(
         [sys.executable, "-m", "diffstyler", *arguments],
         stderr=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
+        stdout=stdout,
         text=True,
         env=environment,
         start_new_session=True,

@@ -1,6 +1,7 @@
 """The documents' code runs, and the names they speak of are there."""
 
 import importlib
+import itertools
 import json
 import re
 import shlex
@@ -15,6 +16,7 @@ from runs import row, stylize
 
 from diffstyler.cli.main import main
 from diffstyler.errors import DiffstylerError
+from diffstyler.images import load_image
 from diffstyler.masking import find_masks
 from diffstyler.masking.prompt_parser import parse_mask_prompt
 
@@ -90,35 +92,45 @@ def test_what_the_workflow_and_the_images_name_is_there():
 
 
 COMMANDS = {
-    "fit": ["--trainer.max_steps", "1", "--model.preview_steps", "0", "--model.rank", "2", "--trainer.logger", "false"],
-    "predict": ["--model.num_inference_steps", "2"],
-    "test": ["--resolution", "64"],
-    "sweep": ["--resolution", "64"],
+    "fit": "--trainer.max_steps 1 --trainer.logger false --model.preview_steps 0 --model.rank 2 "
+    "--data.crops.crop_size 64",
+    "predict": "--model.num_inference_steps 2 --model.resolution 64",
+    "test": "--resolution 64",
+    "sweep": "--resolution 64",
 }
 
 
 @pytest.mark.parametrize("document", ["metrics.md", "recipes.md"])
-def test_every_command_runs_as_it_stands(document, studio, tiny_dir, monkeypatch, capsys):
-    """In one folder, in order, on the tiny model and with little work; a grid of many cells is cut to two."""
-    commands = re.findall(r"^diffstyler (.*)$", (ROOT / "docs" / document).read_text(), re.MULTILINE)
+def test_every_command_runs_as_it_stands(document, studio, tiny_dir, families, monkeypatch, capsys):
+    """In one folder, in order, on tiny models, one device and with little work; a grid of many cells is cut to two."""
+    text = (ROOT / "docs" / document).read_text()
+    commands = re.findall(r"^diffstyler (.*)$", text, re.MULTILINE)
     (studio / "my.csv").write_text("content,style\nphoto.png,gold.png\n")
+    for name, manifest in re.findall(r"`(\w+\.csv)` is\n\n```csv\n(.*?)```", text, re.DOTALL):
+        (studio / name).write_text(manifest)
+    for name, picture in {"photo.jpg": "photo.png", "painting.jpg": "gold.png"}.items():
+        load_image(studio / picture).save(studio / name)
     monkeypatch.chdir(studio)
     if any(command.startswith("fit ") for command in commands):
         shutil.rmtree("loras")  # the document makes its own
     else:
         stylize(studio, tiny_dir, row(studio), out="stylized")
-    model = {"model.backbone.model": str(tiny_dir), "trainer.accelerator": "cpu"}
+    models = {"sdxl": str(families["sdxl"] / "model"), "": str(tiny_dir)}
     for command in commands:
-        name, *words = shlex.split(command)
-        if name in {"fit", "predict"}:
-            words += [word for key, value in model.items() for word in (f"--{key}", value)]
+        fitted = next(Path("loras").glob("painting-*"), Path())
+        name, *words = shlex.split(command.replace("loras/painting-0123456789ab", str(fitted)))
+        kind, given = words[0] if name == "check" else name, dict(itertools.pairwise(words))
+        model = models[given.get("--model.backbone.model", "")]
+        if kind in {"fit", "predict"}:
+            words += ["--model.backbone.model", model, "--trainer.accelerator", "cpu", "--trainer.devices", "1"]
+        if name == "masks":
+            words += ["--backbone.model", model, "--device", "cpu"]
         if name == "sweep":
-            given = dict(zip(words[::2], words[1::2], strict=True))
             config = given.get("--config")
             axes = yaml.safe_load((ROOT / config).read_text())["axes"] if config else json.loads(given["--axes"])
-            words += ["--settings", json.dumps({**model, "model.num_inference_steps": 2})]
-            words += ["--axes", json.dumps(_ends(axes))]
-        assert main([name, *words, *COMMANDS[name]]) == 0, capsys.readouterr().err
+            settings = {"model.backbone.model": model, "trainer.accelerator": "cpu", "model.num_inference_steps": 2}
+            words += ["--settings", json.dumps(settings), "--axes", json.dumps(_ends(axes))]
+        assert main([name, *words, *COMMANDS.get(kind, "").split()]) == 0, capsys.readouterr().err
 
 
 def _ends(axes: dict) -> dict:

@@ -50,6 +50,7 @@ def predict(arguments: Sequence[str]) -> None:
 
 
 def masks(arguments: Sequence[str]) -> None:
+    settings.MASKS.read(arguments)
     from jsonargparse import ArgumentParser
 
     from diffstyler.cli.trust import add_flag, limit_imports
@@ -68,6 +69,7 @@ def masks(arguments: Sequence[str]) -> None:
 
 
 def test(arguments: Sequence[str]) -> None:
+    settings.TEST.read(arguments)
     from diffstyler.metrics.base import FIGURES_NAME
     from diffstyler.metrics.measure import measure
     from diffstyler.predict.contact_sheet import write_sheet
@@ -78,6 +80,7 @@ def test(arguments: Sequence[str]) -> None:
 
 
 def sweep(arguments: Sequence[str]) -> None:
+    settings.SWEEP.read(arguments)
     from diffstyler.cli.sweep import sweep
 
     print(sweep(**_arguments_of("sweep", sweep, arguments)))
@@ -87,12 +90,10 @@ def _arguments_of(name: str, function: Callable, arguments: Sequence[str]) -> di
     """What the words and configs of a command say that a function is to be given."""
     from jsonargparse import ArgumentParser
 
-    from diffstyler.cli.settings import with_presets
-
     parser = telling(name, ArgumentParser)(f"diffstyler {name}", description=function.__doc__)
     parser.add_argument("--config", action="config", help="a YAML file with any of these settings")
     parser.add_function_arguments(function)
-    chosen = parser.instantiate(parser.parse_args(with_presets(arguments)[0])).as_dict()
+    chosen = parser.instantiate(parser.parse_args(settings.with_presets(arguments)[0])).as_dict()
     del chosen["config"]
     return chosen
 

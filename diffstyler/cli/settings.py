@@ -1,4 +1,4 @@
-"""Settings of fit and predict, read off the sources without importing them -> their help, and which words are none."""
+"""Settings of commands, read off the sources without importing them -> their help, and which words are none."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import ast
 import inspect
 import sys
 import textwrap
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -45,8 +46,63 @@ TRAINER_DEFAULTS: Mapping[str, object] = {
 WIDTH = 120
 
 
+class Spoken(ABC):
+    """What can be said to a command; ``depth``: of the dots in a setting's name that are looked at."""
+
+    name: str
+    about: str
+    depth: int
+
+    @property
+    @abstractmethod
+    def shown(self) -> Mapping[str, Setting]:
+        """By name, as the help has them."""
+
+    @property
+    def known(self) -> set[str]:
+        """The names that are no mistake."""
+        return {*self.shown}
+
+    def read(self, arguments: Sequence[str]) -> None:
+        """Ends with the help where it is asked for, and with code 2 where a word or a config is wrong."""
+        if {"-h", "--help"} & {*arguments}:
+            print(self.help, end="")
+            raise SystemExit(0)
+        try:
+            self._check(arguments)
+        except DiffstylerError as error:
+            print(f"diffstyler {self.name}: {error}\nsee diffstyler {self.name} --help", file=sys.stderr)
+            raise SystemExit(2) from error
+
+    @property
+    def help(self) -> str:
+        return (
+            f"usage: diffstyler {self.name} [--config FILE] [--SETTING VALUE | --SETTING=VALUE] …\n\n{self.about}\n\n"
+            + "".join(f"  --{name}{setting}\n" for name, setting in self.shown.items())
+            + self.closing
+        )
+
+    @property
+    @abstractmethod
+    def closing(self) -> str:
+        """What the help says in the end."""
+
+    def _check(self, arguments: Sequence[str]) -> None:
+        """Raises:
+        DiffstylerError: a flag, or a key of a config, is no setting.
+        """
+        words, configs = with_presets(arguments)
+        keys = [word[2:].partition("=")[0].rstrip("+") for word in words if word.startswith("--")]
+        keys += [key for config in configs for key in keys_of(config)]
+        known = self.known
+        for key in keys:
+            name = ".".join(key.split(".")[: self.depth])
+            if name not in known and key:
+                raise DiffstylerError(f"'{name}' is not a setting{did_you_mean(name, sorted(known))}")
+
+
 @dataclass(frozen=True)
-class Words:
+class Words(Spoken):
     """What can be said to fit or predict.
 
     Args:
@@ -63,6 +119,8 @@ class Words:
     data: tuple[str, str]
     folders: Mapping[str, str]
     classes: Mapping[str, str]
+
+    depth = 2
 
     @property
     def settings(self) -> dict[str, Setting]:
@@ -87,41 +145,53 @@ class Words:
             for name, setting in settings_of(source, "Trainer").items()
         }
 
-    def read(self, arguments: Sequence[str]) -> None:
-        """Ends with the help where it is asked for, and with code 2 where a word or a config is wrong."""
-        if {"-h", "--help"} & {*arguments}:
-            print(self.help, end="")
-            raise SystemExit(0)
-        try:
-            self._check(arguments)
-        except DiffstylerError as error:
-            print(f"diffstyler {self.name}: {error}\nsee diffstyler {self.name} --help", file=sys.stderr)
-            raise SystemExit(2) from error
+    @property
+    def shown(self) -> dict[str, Setting]:
+        general = {name: Setting("", "", text) for name, text in GENERAL.items()}
+        return {**general, **self.settings, **FARM, **self.trainer}
 
     @property
-    def help(self) -> str:
-        shown = {f"--{name}": Setting("", "", text) for name, text in GENERAL.items()}
-        shown |= {f"--{name}": setting for name, setting in {**self.settings, **FARM, **self.trainer}.items()}
+    def known(self) -> set[str]:
+        grouped = {"model", "data", "trainer", "print_shtab", "farm.class_path", "farm.init_args"}
+        return {*self.shown, *(f"model.{name}" for name in self.folders), *grouped}
+
+    @property
+    def closing(self) -> str:
         return (
-            f"usage: diffstyler {self.name} [--config FILE] [--SETTING VALUE | --SETTING=VALUE] …\n\n{self.about}\n\n"
-            + "".join(f"  {flag}{setting}\n" for flag, setting in shown.items())
-            + "\nA setting that is an object takes its class, and the class's own settings: --model.masker SAMMasker\n"
+            "\nA setting that is an object takes its class, and the class's own settings: --model.masker SAMMasker\n"
             f"--model.masker.model DIR. `diffstyler {self.name} --model.masker.help SAMMasker` lists them.\n"
         )
 
-    def _check(self, arguments: Sequence[str]) -> None:
-        """Raises:
-        DiffstylerError: a flag, or a key of a config, is no setting.
-        """
-        words, configs = with_presets(arguments)
-        keys = [word[2:].partition("=")[0].rstrip("+") for word in words if word.startswith("--")]
-        keys += [key for config in configs for key in keys_of(config)]
-        known = {*self.settings, *(f"model.{name}" for name in self.folders), *self.trainer, *GENERAL, *FARM}
-        known |= {"farm.class_path", "farm.init_args"}
-        known |= {"model", "data", "trainer", "print_shtab"}
-        for key in keys:
-            if ".".join(key.split(".")[:2]) not in known and key:
-                raise DiffstylerError(f"'{key}' is not a setting{did_you_mean(key, sorted(known))}")
+
+@dataclass(frozen=True)
+class FunctionWords(Spoken):
+    """What can be said to a command that is one function.
+
+    Args:
+        name: the command.
+        about: what it does.
+        function: where it is, its file in the package and its name.
+        closing: what the help says in the end.
+        told: of settings that are the command's own.
+        classes: of the objects that settings are, where none is named.
+    """
+
+    name: str
+    about: str
+    function: tuple[str, str]
+    closing: str = ""
+    told: Mapping[str, Setting] = field(default_factory=dict)
+    classes: Mapping[str, str] = field(default_factory=dict)
+
+    depth = 1
+
+    @property
+    def shown(self) -> dict[str, Setting]:
+        file, name = self.function
+        own = settings_of(PACKAGE / file, name).items()
+        settings = {name: setting.with_default(self.classes.get(name)) for name, setting in own}
+        general = {name: Setting("", "", GENERAL[name]) for name in ("config", "print_config", "help")}
+        return {**general, **settings, **self.told}
 
 
 @dataclass(frozen=True)
@@ -144,12 +214,16 @@ class Setting:
 
 @cache
 def settings_of(source: Path, kind: str) -> dict[str, Setting]:
-    """The arguments of a class by its source, which is not run."""
+    """The arguments of a class, or a function, by its source, which is not run."""
     tree = ast.parse(source.read_text(encoding="utf-8"))
-    owner = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == kind)
-    init = next(node for node in owner.body if isinstance(node, ast.FunctionDef) and node.name == "__init__")
+    owners = [node for node in tree.body if isinstance(node, (ast.ClassDef, ast.FunctionDef)) and node.name == kind]
+    init = owner = owners[0]
+    if isinstance(owner, ast.ClassDef):
+        init = next(node for node in owner.body if isinstance(node, ast.FunctionDef) and node.name == "__init__")
+    assert isinstance(init, ast.FunctionDef)
     told = {p.arg_name: p.description for p in _docstring(owner).params + _docstring(init).params}
-    arguments, defaults = [*init.args.args[1:], *init.args.kwonlyargs], [*init.args.defaults, *init.args.kw_defaults]
+    positional = init.args.args[1:] if init is not owner else init.args.args
+    arguments, defaults = [*positional, *init.args.kwonlyargs], [*init.args.defaults, *init.args.kw_defaults]
     missing = len(arguments) - len(defaults)
     return {
         argument.arg: Setting(
@@ -193,6 +267,27 @@ PREDICT = Words(
         "model.solver": "DDIM",
     },
 )
+MASKS = FunctionWords(
+    "masks",
+    "Show what the mask prompts of a manifest, or of one picture, find.",
+    ("predict/mask_preview.py", "preview_masks"),
+    "\nA setting that is an object takes its class, and the class's own settings: --masker SAMMasker\n"
+    "--masker.model DIR. `diffstyler masks --masker.help SAMMasker` lists them.\n",
+    {"trust_config": Setting("", "", GENERAL["trust_config"])},
+    {"backbone": "StableDiffusion", "masker": "AttentionMasker"},
+)
+TEST = FunctionWords(
+    "test",
+    "Measure the pictures of a folder: content, style, what happened outside the masks.",
+    ("metrics/measure.py", "measure"),
+    "\nNetworks are files by their names, as in configs/test.yaml: --networks.alexnet FILE.\n",
+)
+SWEEP = FunctionWords(
+    "sweep",
+    "Make the pictures of a manifest under each setting of a grid, with heat maps.",
+    ("cli/sweep.py", "sweep"),
+    "\nconfigs/figures/ has grids: diffstyler sweep --config configs/figures/injection.yaml --manifest my.csv\n",
+)
 
 
 def owners(arguments: Sequence[str]) -> dict[str, set[str]]:
@@ -224,7 +319,7 @@ def keys_of(config: str) -> Iterator[str]:
     if not isinstance(settings, dict):
         raise DiffstylerError(f"--config {config}: expected settings by name, got a {type(settings).__name__}")
     for key, value in settings.items():
-        yield from [f"{key}.{inner}" for inner in value] if isinstance(value, dict) else [str(key)]
+        yield from [f"{key}.{inner}" for inner in value] if isinstance(value, dict) and value else [str(key)]
 
 
 def with_presets(arguments: Iterable[str]) -> tuple[list[str], list[str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -131,7 +132,9 @@ class FitProgress(lightning.Callback):
         if self._losses:
             self.progress.update(self.task, loss=f"loss {sum(self._losses.values()) / len(self._losses):.3f}")
 
-    def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_train_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        self._noticed = -math.inf  # what others have finished by now
+        self.show(pl_module)
         self._stop()
 
     def on_exception(self, trainer: lightning.Trainer, pl_module: Any, exception: BaseException) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import functools
 import io
 import logging
@@ -25,6 +26,9 @@ from diffstyler.metrics.base import FIGURES_NAME
 from diffstyler.types import StyleRegion
 
 THUMBNAIL_SIDE = 512  # pixels
+SMALL_SIDE = 160
+#: of pictures that the page itself may hold: a few hundred thumbnails, or thousands of small ones
+MOST_INSIDE = 24 << 20
 MOST_SHOWN = 1e15  # numbers above it are no settings
 
 
@@ -36,7 +40,9 @@ def write_sheet(output_dir: Path) -> Path:
 
     The page needs nothing from the network and links relatively, so that the folder can be moved or zipped: content
     and styles, which lie elsewhere, are then still shown by their thumbnails. Those go to ``output_dir/thumbnails``,
-    named by the hash of the picture, and are written once. A content picture that cannot be read, or that is no
+    named by the hash of the picture, and are written once. The page holds them too, up to 24 MiB, and beyond that small
+    ones of 160 pixels up to the same size, so that it can be sent alone. A row has a body only while it is near the
+    window: thousands open at once. A content picture that cannot be read, or that is no
     longer the one of the sidecar, is replaced by a line of text. What is no sidecar of ours is skipped with a warning.
     Figures are those that diffstyler test has left in the folder.
     """
@@ -53,6 +59,7 @@ def write_sheet(output_dir: Path) -> Path:
         common=common,
         measured=_means([row.figures for row in rows]),
         styles=sorted({region.style.name for row in rows for region in row.regions if region.style.name}),
+        inside=_inside(output_dir, [shown.src for row in rows for shown in row.pictures if shown.src]),
     )
     path = output_dir / "index.html"
     atomic_write(path, page.encode(errors="replace"))
@@ -89,6 +96,24 @@ class _RowView:
     settings: dict[str, object]
     seconds: float
     figures: dict[str, float]
+
+    @property
+    def pictures(self) -> list[_Shown]:
+        """In the order of the page."""
+        shown = [(region.style, region.mask_picture) for region in self.regions]
+        return [self.content, *(picture for pair in shown for picture in pair if picture is not None), self.result]
+
+
+@dataclass(frozen=True)
+class _Inside:
+    """Pictures that the page holds, as ``data:`` URLs by where their thumbnails lie; ``small``: smaller than those."""
+
+    urls: dict[str, str]
+    small: bool
+
+    @property
+    def places(self) -> dict[str, int]:
+        return {src: place for place, src in enumerate(self.urls)}
 
 
 _Show = Callable[[str, str], _Shown]
@@ -246,6 +271,31 @@ def _shown(output_dir: Path, written: str, sha256: str) -> _Shown:
     except (ImageError, OSError) as error:
         _log.warning("the contact sheet cannot show a picture: %s", error)
         return _Shown(path.name, "changed since" if isinstance(error, _ChangedError) else "not readable")
+
+
+def _inside(output_dir: Path, sources: Sequence[str]) -> _Inside:
+    """All of these thumbnails as they are, where the page can hold them; else small ones, else none."""
+    files = {src: output_dir / src for src in dict.fromkeys(sources)}
+    small = sum(file.stat().st_size for file in files.values()) > MOST_INSIDE
+    if small:
+        files = {src: _small(file) for src, file in files.items()}
+    if small and sum(file.stat().st_size for file in files.values()) > MOST_INSIDE:
+        return _Inside({}, small=False)
+    kinds = {".jpg": "jpeg", ".webp": "webp"}
+    coded = {src: base64.b64encode(file.read_bytes()).decode() for src, file in files.items()}
+    return _Inside({src: f"data:image/{kinds[files[src].suffix]};base64,{text}" for src, text in coded.items()}, small)
+
+
+def _small(thumbnail: Path) -> Path:
+    """Of a thumbnail, written beside it once."""
+    small = thumbnail.with_name(f"{thumbnail.stem}-{SMALL_SIDE}.webp")
+    if not small.is_file():
+        buffer = io.BytesIO()
+        with Image.open(thumbnail) as image:
+            image.thumbnail((SMALL_SIDE, SMALL_SIDE), Image.Resampling.LANCZOS)
+            image.save(buffer, "WEBP", quality=70)
+        atomic_write(small, buffer.getvalue())
+    return small
 
 
 class _ChangedError(ImageError):

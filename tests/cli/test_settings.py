@@ -1,8 +1,13 @@
 """What is read off the sources is what the real parsers take."""
 
+from inspect import signature
+
 import pytest
 
 from diffstyler.cli import lightning_cli, settings
+from diffstyler.cli.sweep import sweep
+from diffstyler.metrics.measure import measure
+from diffstyler.predict.mask_preview import preview_masks
 
 RUNS = [lightning_cli.FIT, lightning_cli.PREDICT]
 
@@ -57,6 +62,35 @@ def test_every_setting_is_in_the_help_with_what_it_is(run):
 )
 def test_what_the_real_parser_is_to_judge_is_left_to_it(words):
     settings.FIT.read(words.split())
+
+
+@pytest.mark.parametrize(
+    ("words", "function", "more"),
+    [
+        (settings.MASKS, preview_masks, {"trust_config"}),
+        (settings.TEST, measure, set()),
+        (settings.SWEEP, sweep, set()),
+    ],
+    ids=lambda value: getattr(value, "name", ""),
+)
+def test_the_settings_of_a_function_are_its_arguments(words, function, more):
+    assert words.known == {*signature(function).parameters, "config", "print_config", "help", *more}
+    for name, setting in words.shown.items():
+        assert f"  --{name}  {setting.kind}" in words.help or not setting.kind
+        assert setting.text, name
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (settings.MASKS, "--masker SAMMasker --masker.model x --mask sky --backbone.help StableDiffusion"),
+        (settings.MASKS, "--trust_config --print_config"),
+        (settings.TEST, "--networks.vgg vgg.pth --networks null"),
+        (settings.SWEEP, "--settings.x 3 --axes+={} --config configs/figures/masks.yaml"),
+    ],
+)
+def test_what_a_functions_parser_is_to_judge_is_left_to_it(words, said):
+    words.read(said.split())
 
 
 @pytest.mark.parametrize("words", ["--model.rnak 3", "--modle.rank 3", "--output_dir out", "--config {model:{rnak:3}}"])

@@ -2,7 +2,9 @@
 
 import json
 import os
+import re
 import signal
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -161,19 +163,27 @@ def weights(folder: Path) -> dict[str, bytes]:
     return {file.parent.name: file.read_bytes() for file in folder.glob("[!.]*/*.safetensors")}
 
 
-def test_two_ranks_share_the_jobs(command, expected, tmp_path):
-    process = start(command, tmp_path, *DDP)
-    _, error = process.communicate(timeout=120)
+def fit_by_two(command: list[str], folder: Path) -> int:
+    """On two ranks -> LoRAs done, as the bar says in the end, with all steps, and a loss that is a number if any."""
+    process = start(command, folder, *DDP, stdout=subprocess.PIPE)
+    told, error = process.communicate(timeout=120)
     assert process.returncode == 0, error
+    bar = re.search(r"LoRAs (\d+)/(\d+) \S+ (\d+)/(\d+) .*?(loss \d\.\d{3})? +left", told)
+    assert bar, told
+    assert (bar[1], bar[3]) == (bar[2], bar[4]), told
+    assert "loss" not in told or bar[5], told
+    return int(bar[1])
+
+
+def test_two_ranks_share_the_jobs(command, expected, tmp_path):
+    assert fit_by_two(command, tmp_path) == len(expected)
     assert weights(tmp_path) == expected
     assert list((tmp_path / ".unfinished").iterdir()) == []
 
 
 def test_fewer_jobs_than_ranks(command, expected, tmp_path):
     one = json.dumps(json.loads(command[command.index("--data.pictures") + 1])[:1])
-    process = start([*command, "--data.pictures", one, "--data.pack_size", "1"], tmp_path, *DDP)
-    _, error = process.communicate(timeout=120)
-    assert process.returncode == 0, error
+    assert fit_by_two([*command, "--data.pictures", one, "--data.pack_size", "1"], tmp_path) == 1
     assert len(weights(tmp_path)) == 1
 
 
@@ -181,9 +191,7 @@ TOGETHER = ("--data.together", "dots", "--model.batch_size", "3", "--trainer.pre
 
 
 def test_two_ranks_fit_one_lora_together(command, tmp_path):
-    process = start([*command, *TOGETHER], tmp_path / "two", *DDP)
-    _, error = process.communicate(timeout=120)
-    assert process.returncode == 0, error
+    assert fit_by_two([*command, *TOGETHER], tmp_path / "two") == 1
     assert fit([*command, *TOGETHER], tmp_path / "one") == 0
     states = [matrices(next((tmp_path / name).glob("dots-*"))) for name in ("one", "two")]
     flat = [torch.cat([state[key].flatten().double() for key in sorted(state)]) for state in states]

@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote
@@ -15,14 +16,14 @@ from diffstyler.predict.contact_sheet import write_sheet
 
 
 class Page(HTMLParser):
-    """The links, sources and text of a page."""
+    """The links, sources and text of a page, the bodies of its rows among them."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
         self.tags: list[tuple[str, dict]] = []
         self.text = ""
         self.html = path.read_text(encoding="utf-8")
-        self.feed(self.html)
+        self.feed(re.sub('<script type="text/html">(.*?)</script>', r"\1", self.html, flags=re.DOTALL))
 
     def handle_starttag(self, tag, attrs):
         self.tags.append((tag, dict(attrs)))
@@ -35,7 +36,7 @@ class Page(HTMLParser):
 
 
 def _rows(page: Page) -> str:
-    return page.html.split("<main>")[1].split("</main>")[0]
+    return re.search("<main[^>]*>(.*)</main>", page.html, re.DOTALL)[1]
 
 
 @pytest.fixture

@@ -3,9 +3,12 @@
 import sys
 
 import pytest
-from compare import against, main
+import yaml
+from compare import PRESETS, RIVALS, against, main
 
+from diffstyler.errors import DiffstylerError
 from diffstyler.metrics.measure import Figures
+from diffstyler.rivals import SDEdit
 
 
 def printed(capsys) -> str:
@@ -14,26 +17,59 @@ def printed(capsys) -> str:
     return out[out.index("| method") :].split("\n\n")[0]
 
 
-def test_methods_stand_side_by_side_and_are_not_made_again(studio, tiny_dir, monkeypatch, capsys):
+@pytest.fixture
+def compare(studio, tiny_dir, monkeypatch, capsys):
+    """Runs the comparison of one pair -> the table's cells by method."""
     (studio / "rows.csv").write_text("content,style\nphoto.png,gold.png\n")
-    words = ["rows.csv", "--lora_dir", "loras", "--output_dir", "out", "--num_inference_steps", "2"]
-    words += ["--model", str(tiny_dir), "--resolution", "64", "--methods", "default", "sdedit", "style_id"]
     monkeypatch.chdir(studio)
-    monkeypatch.setattr(sys, "argv", ["compare.py", *words])
-    main()
-    table = printed(capsys)
-    rows = {line.split(" | ")[0].strip("| "): line.split(" | ") for line in table.splitlines()[2:]}
-    assert {name: int(row[1]) for name, row in rows.items()} == {
+
+    def run(*methods: str) -> dict[str, list[str]]:
+        words = ["rows.csv", "--lora_dir", "loras", "--output_dir", "out", "--num_inference_steps", "2"]
+        words += ["--model", str(tiny_dir), "--resolution", "64", "--methods", *methods]
+        monkeypatch.setattr(sys, "argv", ["compare.py", *words])
+        main()
+        return {line.split(" | ")[0].strip("| "): line.split(" | ") for line in printed(capsys).splitlines()[2:]}
+
+    return run
+
+
+def test_methods_stand_side_by_side_and_are_not_made_again(compare, studio):
+    methods = ("default", "sdedit", "style_id")
+    rows = compare(*methods)
+    assert {name: int(row[2]) for name, row in rows.items()} == {
         "default": 2 + 2 + 2 * 2 + 1,  # inversion of content and style, two targets a step, a source in the first
         "sdedit": 2,  # the last half of the steps
         "style_id": 2 + 2 + 2 * 3,
     }
     made = {file: file.stat().st_mtime_ns for file in (studio / "out").glob("*/photo-gold.png")}
     assert len(made) == 3
-    main()
+    assert compare(*methods) == rows
     assert made == {file: file.stat().st_mtime_ns for file in made}
-    assert printed(capsys) == table
     assert all((studio / "out" / name).is_file() for name in ("comparison.md", "grid.jpg", "pareto.png"))
+
+
+def test_what_another_setting_made_is_made_again_and_its_cost_is_its_own(compare, studio, monkeypatch):
+    before = compare("sdedit", "style_id")
+    monkeypatch.setitem(RIVALS, "sdedit", SDEdit(strength=1.0))
+    stays = (studio / "out/style_id/photo-gold.png").stat().st_mtime_ns
+    after = compare("sdedit", "style_id")
+    assert (before["sdedit"][2], after["sdedit"][2]) == ("2", "4")
+    assert after["style_id"] == before["style_id"]
+    assert (studio / "out/style_id/photo-gold.png").stat().st_mtime_ns == stays
+
+
+def test_steps_that_a_preset_names_are_its_own(compare, monkeypatch, tmp_path):
+    assert yaml.safe_load(PRESETS["draft"].read_text())["model"]["num_inference_steps"] == 20
+    monkeypatch.setitem(PRESETS, "draft", tmp_path / "draft.yaml")
+    (tmp_path / "draft.yaml").write_text("model: {num_inference_steps: 3}\n")
+    steps = {name: row[1] for name, row in compare("default", "draft", "sdedit").items()}
+    assert steps == {"default": "2", "draft": "3", "sdedit": "2"}
+
+
+def test_a_missing_lora_is_named(compare, studio):
+    (studio / "rows.csv").write_text("content,style\ntall.png,gold.png\n")
+    with pytest.raises(DiffstylerError, match=r"rows\.csv row 2: BLoRA needs a content LoRA of .*tall\.png; fit it: "):
+        compare("blora")
 
 
 @pytest.mark.parametrize(("ours", "better", "worse"), [((0.9, 0.1), 2, 0), ((0.1, 0.9), 0, 2), ((0.5, 0.5), 0, 0)])

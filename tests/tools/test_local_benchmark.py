@@ -98,3 +98,5 @@ def test_the_script_predicts_measures_and_writes_a_table(studio, tiny_dir, capsy
     iou = float(printed.split("| mask_iou | ")[1].split(" ")[0])
     assert iou == pytest.approx(1, abs=0.08)
     assert "| outside_largest | 0.000 |" in printed
+    model = json.loads((studio / "out/one.json").read_text())["settings"]["model"]
+    assert f"model {tiny_dir} ({model['sha256'][:12]}); predict" in printed

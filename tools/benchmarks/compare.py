@@ -3,12 +3,14 @@
 python tools/benchmarks/compare.py pairs.csv --lora_dir loras --output_dir comparison
 
 The manifest's rows are whole pictures with one style each, whose LoRAs (style and content) are in the library. Each
-method has a folder of pictures and sidecars, as diffstyler predict writes them; what is there is not made again.
+method has a folder of pictures and sidecars, as diffstyler predict writes them; what is there is not made again, unless
+it was made by another model, LoRA or setting. An interrupted run goes on by the same command.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import logging
 import time
@@ -25,6 +27,7 @@ from diffstyler.adapters import FittedLoRA, LoRALibrary
 from diffstyler.backbones import Backbone, StableDiffusion
 from diffstyler.cli.lightning_cli import PREDICT
 from diffstyler.cli.messages import quiet_libraries
+from diffstyler.errors import DiffstylerError
 from diffstyler.files import atomic_write, read_json
 from diffstyler.images import load_image, picture_sha256, save_image
 from diffstyler.manifests.pictures import read_manifest
@@ -32,11 +35,17 @@ from diffstyler.metrics.measure import Figures, bootstrap, measure
 from diffstyler.rivals import BLoRA, Magenta, PlugAndPlay, Rival, SDEdit, Studio, StyleID, Task
 from diffstyler.types import Triple
 
+log = logging.getLogger(__name__)
+
 CONFIGS = Path(__file__).parents[2] / "configs"
-PRESETS = {"default": CONFIGS / "predict.yaml", "reference": CONFIGS / "reference.yaml"}
+PRESETS = {
+    "default": CONFIGS / "predict.yaml",
+    "draft": CONFIGS / "draft.yaml",
+    "reference": CONFIGS / "reference.yaml",
+}
 RIVALS: Mapping[str, Rival] = {
     "sdedit": SDEdit(),
-    "plug_and_play": PlugAndPlay(),
+    "plug_and_play": PlugAndPlay(guidance_scale=3.0),  # as of all here: its authors' 7.5 burns the embedded model out
     "style_id": StyleID(),
     "blora": BLoRA(),
     "magenta": Magenta(),
@@ -53,7 +62,9 @@ def main() -> None:
     parser.add_argument("--output_dir", type=Path, default=Path("comparison"))
     parser.add_argument("--methods", nargs="*", choices=[*PRESETS, *RIVALS], default=[*PRESETS, *RIVALS])
     parser.add_argument("--model", default="embedded")
-    parser.add_argument("--num_inference_steps", type=int, default=50)
+    parser.add_argument(
+        "--num_inference_steps", type=int, default=50, help="of rivals, and of presets that name no steps of their own"
+    )
     parser.add_argument("--resolution", type=int, default=256, help="short side that pictures are compared at")
     arguments = parser.parse_args()
     quiet_libraries()
@@ -62,88 +73,135 @@ def main() -> None:
     folders = {name: arguments.output_dir / name for name in arguments.methods}
     for name, folder in folders.items():
         folder.mkdir(parents=True, exist_ok=True)
-        todo = [t for t in triples if not (folder / f"{t.id}.json").is_file()]
-        if todo and name in PRESETS:
-            by_preset(PRESETS[name], backbone, len(todo), arguments, folder)
-        elif todo:
-            by_rival(
-                RIVALS[name],
-                Studio(backbone, num_inference_steps=arguments.num_inference_steps),
-                todo,
-                arguments,
-                folder,
-            )
+        if name in PRESETS:
+            by_preset(PRESETS[name], backbone, arguments, folder)
+        else:
+            by_rival(RIVALS[name], backbone, triples, arguments, folder)
     measured = {
         name: measure(folder, arguments.manifest, resolution=arguments.resolution) for name, folder in folders.items()
     }
-    costs = {name: read_json(folder / COST_NAME) for name, folder in folders.items()}
-    table = comparison(measured, costs)
+    table = comparison(measured, {name: cost_of(folder) for name, folder in folders.items()})
     atomic_write(arguments.output_dir / "comparison.md", table.encode())
     grid(triples, folders).save(arguments.output_dir / "grid.jpg", quality=90)
     pareto(measured).savefig(arguments.output_dir / "pareto.png", dpi=120)
     print(table)
 
 
-def by_preset(config: Path, backbone: Backbone, pictures: int, arguments: argparse.Namespace, folder: Path) -> None:
-    """Through predict itself."""
-    words = ["--config", str(config), "--data.manifest", str(arguments.manifest), "--lora_dir", str(arguments.lora_dir)]
-    words += ["--output_dir", str(folder), "--model.num_inference_steps", str(arguments.num_inference_steps)]
-    words += ["--model.content_lora", "off"]  # as of the rivals, but for the one that is made of it
+def by_preset(config: Path, backbone: Backbone, arguments: argparse.Namespace, folder: Path) -> None:
+    """Through predict itself. What the preset says comes last, and so holds."""
+    words = ["--model.num_inference_steps", str(arguments.num_inference_steps), "--config", str(config)]
+    words += ["--data.manifest", str(arguments.manifest), "--lora_dir", str(arguments.lora_dir)]
+    words += ["--output_dir", str(folder), "--model.content_lora", "off"]  # as of the rivals, but for one made of it
     cli = PREDICT.cli([*words, "--model.backbone.model", arguments.model, "--trainer.enable_progress_bar", "false"])
     cli.model.backbone = backbone
-    with counted(backbone, folder, pictures):
+    with counted(backbone, folder, cli.model.num_inference_steps, config.read_text()):
         cli.trainer.predict(cli.model, datamodule=cli.datamodule, return_predictions=False)
 
 
-def by_rival(rival: Rival, studio: Studio, todo: Sequence[Triple], arguments: argparse.Namespace, folder: Path) -> None:
+def by_rival(
+    rival: Rival, backbone: Backbone, triples: Sequence[Triple], arguments: argparse.Namespace, folder: Path
+) -> None:
     """Pictures and sidecars as predict writes them."""
+    studio = Studio(backbone, num_inference_steps=arguments.num_inference_steps)
     loras = {(e.identity.role, e.identity.picture): e for e in LoRALibrary(arguments.lora_dir).entries()}
-    with counted(studio.backbone, folder, len(todo)):
-        for triple in todo:
+    for triple in triples:
+        asked = task(rival, triple, loras)
+        told = sidecar(rival, studio, triple, asked)
+        if is_made(folder / f"{triple.id}.json", told["key"]):
+            continue
+        with counted(backbone, folder, len(studio.schedule), repr(rival)):
             started = time.perf_counter()
-            made = rival(studio, task(triple, loras))
-            save_image(made, folder / f"{triple.id}.png")
-            told = {
-                "id": triple.id,
-                "content": {"path": str(triple.content)},
-                "regions": [{"style": {"path": str(triple.regions[0].style)}, "mask": "everything"}],
-                "result": f"{triple.id}.png",
-                "settings": {"method": repr(rival)},
-                "seconds": round(time.perf_counter() - started, 3),
-            }
+            save_image(rival(studio, asked), folder / f"{triple.id}.png")
+            told["seconds"] = round(time.perf_counter() - started, 3)
             atomic_write(folder / f"{triple.id}.json", json.dumps(told, indent=2).encode())
-            logging.info("%s %s", folder.name, triple.id)
+        log.info("%s %s", folder.name, triple.id)
 
 
-def task(triple: Triple, loras: Mapping[tuple[str, str], FittedLoRA]) -> Task:
-    content, style = load_image(triple.content), load_image(triple.regions[0].style)
-    own = {
-        "style": loras.get(("style", picture_sha256(style))),
-        "content": loras.get(("content", picture_sha256(content))),
+def sidecar(rival: Rival, studio: Studio, triple: Triple, asked: Task) -> dict:
+    """What is told of a picture; its key is of all that determines it."""
+    content, style = triple.content, triple.regions[0].style
+    loras = {"style_lora": asked.style_lora, "content_lora": asked.content_lora}
+    settings = {
+        "method": repr(rival),
+        "num_inference_steps": len(studio.schedule),
+        "resolution": studio.resolution,
+        "style_prompt": asked.style_prompt,
+        "content_prompt": asked.content_prompt,
+        **{name: lora.name for name, lora in loras.items() if lora is not None},  # with the beginning of its hash
     }
-    folders = {f"{role}_lora": lora.folder for role, lora in own.items() if lora is not None}
-    prompt = own["style"].prompt if own["style"] is not None else ""
-    return Task(content, style, style_prompt=prompt, content_prompt=triple.content_prompt, seed=triple.seed, **folders)
+    pictures = [picture_sha256(image) for image in (asked.content, asked.style)]
+    settled = [*pictures, settings, asked.seed, studio.backbone.identity()]
+    return {
+        "id": triple.id,
+        "content": {"path": str(content), "sha256": pictures[0]},
+        "regions": [{"style": {"path": str(style), "sha256": pictures[1]}, "mask": "everything"}],
+        "result": f"{triple.id}.png",
+        "settings": settings,
+        "seed": asked.seed,
+        "key": hashlib.sha256(json.dumps(settled, sort_keys=True).encode()).hexdigest(),
+    }
+
+
+def is_made(path: Path, key: str) -> bool:
+    """Whether this very picture lies there."""
+    return path.is_file() and path.with_suffix(".png").is_file() and read_json(path).get("key") == key
+
+
+def task(rival: Rival, triple: Triple, loras: Mapping[tuple[str, str], FittedLoRA]) -> Task:
+    """Of a row, with the LoRAs that a rival needs, and no others.
+
+    Raises:
+        DiffstylerError: one of them is not there.
+    """
+    pictures = {"style": Path(triple.regions[0].style), "content": triple.content}
+    images = {role: load_image(path) for role, path in pictures.items()}
+    found = {}
+    for role, needed in {"style": rival.needs_style_lora, "content": rival.needs_content_lora}.items():
+        if needed:
+            lora = loras.get((role, picture_sha256(images[role])))
+            if lora is None:
+                raise DiffstylerError(
+                    f"{triple.origin or triple.id}: {type(rival).__name__} needs a {role} LoRA of {pictures[role]}; "
+                    f"fit it: diffstyler fit --config configs/{role}.yaml --data.manifest MANIFEST --lora_dir LORAS"
+                )
+            found[role] = lora
+    folders = {f"{role}_lora": lora.folder for role, lora in found.items()}
+    prompt = found["style"].prompt if "style" in found else ""
+    words = {"style_prompt": prompt, "content_prompt": triple.content_prompt, "seed": triple.seed}
+    return Task(images["content"], images["style"], **folders, **words)
 
 
 @contextmanager
-def counted(backbone: Backbone, folder: Path, pictures: int) -> Iterator[None]:
-    """Rows through the network, seconds and pictures, added up beside the pictures over all runs."""
+def counted(backbone: Backbone, folder: Path, steps: int, method: str) -> Iterator[None]:
+    """Rows through the network, seconds and pictures, added up beside the pictures over all runs of a method and model
+    that made some."""
     rows = 0
 
     def count(module: torch.nn.Module, args: tuple, kwargs: dict) -> None:
         nonlocal rows
         rows += len(args[0] if args else kwargs["sample"])
 
+    there = sidecars(folder)
     handle, started = backbone.network.register_forward_pre_hook(count, with_kwargs=True), time.perf_counter()
     try:
         yield
     finally:
         handle.remove()
-    before = read_json(folder / COST_NAME) if (folder / COST_NAME).is_file() else {}
-    made = {"rows": rows, "seconds": time.perf_counter() - started, "pictures": pictures}
-    cost = {name: value + before.get(name, 0) for name, value in made.items()}
-    atomic_write(folder / COST_NAME, json.dumps(cost).encode())
+        if pictures := len(sidecars(folder) - there):
+            of = f"{steps} steps on {backbone.fingerprint()}: {method}"
+            before = cost if (cost := cost_of(folder)).get("of") == of else {}
+            made = {"rows": rows, "seconds": time.perf_counter() - started, "pictures": pictures}
+            total = {name: value + before.get(name, 0) for name, value in made.items()}
+            atomic_write(folder / COST_NAME, json.dumps({**total, "steps": steps, "of": of}).encode())
+
+
+def sidecars(folder: Path) -> set[tuple[str, int]]:
+    return {(file.name, file.stat().st_mtime_ns) for file in folder.glob("*.json")}
+
+
+def cost_of(folder: Path) -> dict:
+    """Of what was made there; {} where the runs that made it were killed before they could tell."""
+    return read_json(folder / COST_NAME) if (folder / COST_NAME).is_file() else {}
 
 
 def comparison(measured: Mapping[str, Figures], costs: Mapping[str, dict]) -> str:
@@ -152,11 +210,10 @@ def comparison(measured: Mapping[str, Figures], costs: Mapping[str, dict]) -> st
     first = next(iter(measured.values()))
     names = [name for name in FIGURES if name in first.more_is_better]
     arrows = [f"{name} {'↑' if first.more_is_better[name] else '↓'}" for name in names]
-    lines = [f"| method | rows | seconds | {' | '.join(arrows)} |", f"|---|---|---|{'---|' * len(names)}"]
+    lines = [f"| method | steps | rows | seconds | {' | '.join(arrows)} |", f"|---|---|---|---|{'---|' * len(names)}"]
     for method, figures in measured.items():
-        rows, seconds = (costs[method][name] / costs[method]["pictures"] for name in ("rows", "seconds"))
-        cells = " | ".join(interval(figures.values(name)) for name in names)
-        lines.append(f"| {method} | {rows:.0f} | {seconds:.1f} | {cells} |")
+        cells = " | ".join([*told_cost(costs[method]), *(interval(figures.values(name)) for name in names)])
+        lines.append(f"| {method} | {cells} |")
     if "default" in measured:
         lines += [
             "",
@@ -167,6 +224,14 @@ def comparison(measured: Mapping[str, Figures], costs: Mapping[str, dict]) -> st
             if method != "default":
                 lines.append(against(measured["default"], figures, names, method))
     return "\n".join(lines) + "\n"
+
+
+def told_cost(cost: Mapping) -> tuple[str, str, str]:
+    """Steps, and rows and seconds of a picture."""
+    if not cost:
+        return "–", "–", "–"
+    rows, seconds = (cost[name] / cost["pictures"] for name in ("rows", "seconds"))
+    return str(cost["steps"]) if rows else "–", f"{rows:.0f}", f"{seconds:.1f}"
 
 
 def against(ours: Figures, theirs: Figures, names: Sequence[str], method: str) -> str:

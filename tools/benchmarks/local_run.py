@@ -34,7 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = parser.parse_args(arguments)
     words = ["--data.manifest", str(chosen.manifest), "--lora_dir", str(chosen.lora_dir)]
     code = diffstyler(["predict", *chosen.predict, *words, "--output_dir", str(chosen.output_dir)])  # over a config's
-    figures = measure(chosen.output_dir, resolution=chosen.resolution)
+    # of a run that made all rows, the manifest's alone: pictures of other settings lie in the folder too
+    figures = measure(chosen.output_dir, chosen.manifest if code == 0 else None, resolution=chosen.resolution)
     rows: dict[str, list[float]] = {"mask_iou": [*ious(chosen.output_dir, chosen.manifest.parent / "masks").values()]}
     rows |= {name: figures.values(name) for name in FIGURES}
     lines = ["| figure | mean | 95 % interval | pictures |", "|---|---|---|---|"]
@@ -42,8 +43,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         low, high = bootstrap(values) if values else (np.nan, np.nan)
         mean = np.mean(values) if values else np.nan
         lines.append(f"| {name} | {mean:.3f} | {low:.3f} … {high:.3f} | {len(values)} |")
-    lines += ["", f"diffstyler {version('diffstyler')}, torch {version('torch')}, diffusers {version('diffusers')}; "]
-    lines[-1] += f"predict {json.dumps(chosen.predict)}"
+    versions = [f"{name} {version(name)}" for name in ("diffstyler", "torch", "diffusers")]
+    model = read_json(chosen.output_dir / f"{next(iter(figures.rows))}.json")["settings"]["model"]
+    versions.append(f"model {model['name']} ({model['sha256'][:12]})")
+    lines += ["", f"{', '.join(versions)}; predict {json.dumps(chosen.predict)}"]
     table = "\n".join(lines) + "\n"
     atomic_write(chosen.output_dir / "local.md", table.encode())
     print(table)
