@@ -18,6 +18,9 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 T = TypeVar("T")
 
+#: signals upon which a run is ended, or its state is kept
+_ENDING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)]
+
 
 def part(trainer: lightning.Trainer) -> None:
     """From here on no rank waits for another, nor dies with one: the first tells in the end which ended early."""
@@ -47,6 +50,23 @@ def ended_by_sigterm() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Signals wait until what runs inside is done: short work that must not be left halfway."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    before = {signum: signal.signal(signum, lambda signum, frame: came.append(signum)) for signum in _ENDING}
+    try:
+        yield
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, signal.SIG_DFL if handler is None else handler)
+        for signum in dict.fromkeys(came):
+            signal.raise_signal(signum)
 
 
 def exit_codes(trainer: lightning.Trainer) -> list[int]:

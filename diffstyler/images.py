@@ -22,6 +22,7 @@ from diffstyler.files import atomic_write
 
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF")
 WEIGHTS = frozenset({".safetensors", ".pt", ".pth", ".ckpt", ".bin"})
+BAND = 512  # rows
 MAX_ASPECT = 4  # beyond it the models repeat their subject along the long side
 _EXPECTED = f"expected a picture ({', '.join(FORMATS[:-1])} or {FORMATS[-1]})"
 _TURNS = {
@@ -168,9 +169,17 @@ def to_image(pixels: torch.Tensor, size: tuple[int, int] | None = None) -> Image
     """
     if not all(math.isfinite(bound) for bound in pixels.aminmax()):
         raise ValueError("expected pixels in [-1, 1], got NaN or infinity: decode in float32 or bfloat16")
-    # one copy: it may be 88 megapixels
-    levels = pixels.detach().float().clamp(-1, 1).add_(1).mul_(127.5).round_().to(torch.uint8)
-    return _resized(Image.fromarray(levels.permute(1, 2, 0).cpu().contiguous().numpy()), size)
+    levels = np.empty((*pixels.shape[1:], 3), np.uint8)
+    for rows in bands(pixels.shape[1]):
+        band = pixels[:, rows].detach().float().clamp(-1, 1).add_(1).mul_(127.5).round_().to(torch.uint8)
+        levels[rows] = band.permute(1, 2, 0).cpu().numpy()
+    return _resized(Image.fromarray(levels), size)
+
+
+def bands(height: int) -> Iterator[slice]:
+    """The rows of a picture in order, some at a time: it may be 88 megapixels, of which each copy in float32 counts."""
+    for start in range(0, height, BAND):
+        yield slice(start, min(start + BAND, height))
 
 
 def eight_bit(image: Image.Image) -> Image.Image:

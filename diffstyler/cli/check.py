@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -23,7 +24,7 @@ from diffstyler.memory.forecast import EFFICIENCY, FitForecast, PredictForecast,
 from diffstyler.memory.plan import GIB, plan_fit, plan_predict
 from diffstyler.predict.data import PredictData
 from diffstyler.predict.stylizer import Stylizer
-from diffstyler.types import NoiseLevel, Schedule, Triple
+from diffstyler.types import NoiseLevel, Schedule, StyleRegion, Triple
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,10 @@ def check_predict(stylizer: Stylizer, data: PredictData, trainer: lightning.Trai
     yield from _look(device, stylizer, [{"manifest": rows}, {"LoRAs": loras}], cost)
 
 
+#: what a row says of that: mask, guidance_scale, start, stop, inject_features, inject_attention
+Deciding = tuple[str, float | None, float, float, float | None, float | None]
+
+
 @dataclass(frozen=True)
 class CountedRegion:
     """What of a region decides its rows."""
@@ -108,25 +113,40 @@ def network_rows(stylizer: Stylizer, triples: Sequence[Triple]) -> int:
     timesteps = torch.arange(steps - 1, -1, -1) * (1000 // steps) + 1  # "leading" with offset 1, as every family has it
     schedule = Schedule(timesteps, (NoiseLevel(1.0, 0.0),) * (steps + 1), 1000)
     begin = next(iter(schedule)).time
-    rows = [region for triple in triples for region in triple.regions]
-    starts = {(row.style, row.style_mask) for row in rows if row.stop < begin <= row.start}
+    starts = {
+        (row.style, row.style_mask) for triple in triples for row in triple.regions if row.stop < begin <= row.start
+    }
     styles = len(starts) if stylizer.initial.needs_style else 0
     contents = len({triple.content for triple in triples})
     inversion = (contents * stylizer.inversion_steps + styles * steps) * (1 + stylizer.inversion_refinements)
-    return inversion + sum(count_rows(_counted(stylizer, triple), schedule) for triple in triples)
+    alike = Counter(tuple(map(_deciding, triple.regions)) for triple in triples)  # of a million, few kinds
+    return inversion + sum(
+        count * count_rows(_counted(stylizer, regions), schedule) for regions, count in alike.items()
+    )
 
 
-def _counted(stylizer: Stylizer, triple: Triple) -> list[CountedRegion]:
+def _deciding(region: StyleRegion) -> Deciding:
+    return (
+        region.mask,
+        region.guidance_scale,
+        region.start,
+        region.stop,
+        region.inject_features,
+        region.inject_attention,
+    )
+
+
+def _counted(stylizer: Stylizer, told: Sequence[Deciding]) -> list[CountedRegion]:
     regions = [
         CountedRegion(
-            covers_all=isinstance(parse_mask_prompt(region.mask), Everything),
-            guidance_scale=stylizer.guidance_scale if region.guidance_scale is None else region.guidance_scale,
+            covers_all=isinstance(parse_mask_prompt(mask), Everything),
+            guidance_scale=stylizer.guidance_scale if guidance_scale is None else guidance_scale,
             guidance_interval=stylizer.guidance_interval,
-            start=region.start,
-            stop=region.stop,
-            injection=stylizer.injection.scheduled(region.inject_features, region.inject_attention),
+            start=start,
+            stop=stop,
+            injection=stylizer.injection.scheduled(features, attention),
         )
-        for region in triple.regions
+        for mask, guidance_scale, start, stop, features, attention in told
     ]
     if (outside := stylizer.fusion.outside) is not None:
         scale, interval = stylizer.guidance_scale, stylizer.guidance_interval

@@ -127,7 +127,7 @@ PREDICT = Run(
     PredictData,
     trainer_defaults=_on_slurm,
     refused=dict.fromkeys(
-        ("limit_predict_batches", "fast_dev_run"),
+        ("limit_predict_batches", "fast_dev_run", "max_time", "max_steps", "max_epochs"),
         "it makes every row that is not made yet; give it a manifest of fewer rows",
     ),
 )

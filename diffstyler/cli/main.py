@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
-import signal
 import sys
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from importlib.metadata import version
-from types import FrameType
-from typing import NoReturn
 
 from diffstyler.cli import commands
 from diffstyler.cli.messages import explain, is_surprising, quiet_libraries
+from diffstyler.cli.signals import exit_code, noted, told_of
 from diffstyler.errors import did_you_mean, printable
 
 COMMANDS = {
@@ -59,7 +55,8 @@ DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command line -> exit code: 0 done, 1 failed, 2 wrong use, 130 interrupted."""
+    """Run one command line -> exit code: 0 done, 1 failed, 2 wrong use, 130 interrupted, 143
+    terminated."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if not arguments or arguments[0] in {"-h", "--help", "help"}:
         print(HELP, end="")
@@ -72,14 +69,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(f"no command '{command}'{did_you_mean(command, COMMANDS)}; see diffstyler --help", 2)
     quiet_libraries()
     run, _ = COMMANDS[command]
-    with sigint_noted() as interrupts:
+    with noted(command) as signals:
         try:
             run(rest)
         except BaseException as error:
             if os.environ.get("DIFFSTYLER_DEBUG"):
                 raise
-            if interrupts:  # libraries make other errors of it, and Lightning another exit code
-                return _fail(f"{command} was interrupted; what was done is kept, and the same command goes on", 130)
+            if signals:  # libraries make other errors of them, and Lightning another exit code
+                return _fail(told_of(command, signals[0]), exit_code(signals[0]))
             if not isinstance(error, (ValueError, RuntimeError, OSError)):
                 raise
             text = explain(str(error), [])
@@ -87,25 +84,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 return _fail(f"{error.filename}: {error.strerror}; what was done is kept: make room, and run again", 1)
             return _fail(f"{text}\n(DIFFSTYLER_DEBUG=1 shows where)" if is_surprising(error) else text, 1)
     return 0
-
-
-@contextmanager
-def sigint_noted() -> Iterator[list[int]]:
-    """Ctrl-C interrupts what runs inside as always, and is noted."""
-    noted: list[int] = []
-
-    def interrupt(signum: int, frame: FrameType | None) -> NoReturn:
-        noted.append(signum)
-        raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():
-        yield noted
-        return
-    before = signal.signal(signal.SIGINT, interrupt)
-    try:
-        yield noted
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _fail(text: str, code: int) -> int:

@@ -22,7 +22,7 @@ from diffstyler.adapters import LoRAPack, Rows, by_part, pack_of_parts, save_lor
 from diffstyler.backbones import NETWORK, Backbone
 from diffstyler.cuda import Captured, Pace, send
 from diffstyler.diffusion.denoiser import one_thread
-from diffstyler.distributed import Team
+from diffstyler.distributed import Team, uninterrupted
 from diffstyler.farm.base import POLL_SECONDS
 from diffstyler.fit.crops import MOST_CROPS, take_crops
 from diffstyler.fit.job_queue import JobQueue
@@ -226,13 +226,14 @@ class FitBench:
         norms = clip_(gradients, self._loss_scales, self._bounds)
         self._unseen.append(torch.stack([self.team.sum(self._of_slots(losses)), norms]))
         scaled = any(slot.loss_scale.dynamic for slot in self.busy)
-        if scaled:
-            self._take_scaled_steps(norms.tolist())
-        else:
+        with uninterrupted():  # a state that is saved then is that of a whole step
+            if scaled:
+                self._take_scaled_steps(norms.tolist())
+            else:
+                for slot in self.busy:
+                    slot.take_step()
             for slot in self.busy:
-                slot.take_step()
-        for slot in self.busy:
-            slot.step += 1
+                slot.step += 1
         saving = [slot for slot in self.busy if not slot.done and slot.step % self.checkpoint_every == 0]
         drawing = [slot for slot in self.busy if not slot.done and self._is_drawn_now(slot)]
         wait = scaled or len(self._unseen) >= self.look_every

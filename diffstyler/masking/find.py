@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
+import cv2
 import numpy as np
 import torch
 from PIL import Image
-from scipy import ndimage
 
 from diffstyler.errors import DiffstylerError
 from diffstyler.images import ImageError, image_size
@@ -220,8 +220,8 @@ def _feathered(mask: torch.Tensor, pixels: float) -> torch.Tensor:
     """From 1 to 0 along a smooth step (3u² − 2u³) that reaches ``pixels`` to both sides of the border."""
     if pixels == 0 or bool((mask >= 0.5).all()) or not bool((mask >= 0.5).any()):
         return mask
-    share = (_signed_distance(mask) / (2 * pixels) + 0.5).clamp(0, 1)
-    return share * share * (3 - 2 * share)
+    share = _signed_distance(mask).div_(2 * pixels).add_(0.5).clamp_(0, 1)
+    return (3 - 2 * share).mul_(share).mul_(share)
 
 
 _EDITS = {"grow": _grown, "shrink": _shrunk, "feather": _feathered}
@@ -235,8 +235,16 @@ def _signed_distance(mask: torch.Tensor) -> torch.Tensor:
         return torch.from_numpy(signed)
     if not inside.any():
         return torch.from_numpy(-signed)
-    within, without = (np.asarray(ndimage.distance_transform_edt(side)) for side in (inside, ~inside))
-    return torch.from_numpy((within - without - inside + 0.5).astype(np.float32))
+    signed = _distance_to_others(inside)
+    signed -= _distance_to_others(~inside)
+    signed -= inside
+    signed += 0.5
+    return torch.from_numpy(signed)
+
+
+def _distance_to_others(inside: np.ndarray) -> np.ndarray:
+    """Of each pixel inside to the nearest one that is not, (H, W) float32; 0 elsewhere."""
+    return np.asarray(cv2.distanceTransform(inside.view(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE))
 
 
 def _places(node: MaskPrompt) -> list[Point]:

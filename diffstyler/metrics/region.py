@@ -6,8 +6,9 @@ from typing import ClassVar
 
 import numpy as np
 import torch
+from PIL import Image
 
-from diffstyler.images import to_tensor
+from diffstyler.images import bands, to_tensor
 from diffstyler.metrics.base import LUMINANCE, Metric, Sample
 
 
@@ -39,15 +40,17 @@ class SeamEnergy(Metric):
 
     def __call__(self, sample: Sample) -> dict[str, float]:
         cover = _cover(sample)
-        energy = None if cover is None else seam(to_tensor(sample.content_image), to_tensor(sample.result_image), cover)
+        energy = None if cover is None else seam(sample.content_image, sample.result_image, cover)
         return {"seam": energy["result"] / energy["content"]} if energy is not None and energy["content"] > 0 else {}
 
 
-def seam(content: torch.Tensor, result: torch.Tensor, mask: torch.Tensor) -> dict[str, float] | None:
+def seam(
+    content: Image.Image | torch.Tensor, result: Image.Image | torch.Tensor, mask: torch.Tensor
+) -> dict[str, float] | None:
     """How strong the luminance gradient is along a mask's border, in the content and in the result.
 
     Args:
-        content: (3, H, W) in [-1, 1].
+        content: RGB, or (3, H, W) in [-1, 1].
         result: the same size.
         mask: (H, W) in [0, 1].
 
@@ -55,17 +58,27 @@ def seam(content: torch.Tensor, result: torch.Tensor, mask: torch.Tensor) -> dic
         Mean gradient across the border (the component along the mask's own gradient) in gray levels (0 … 255) a pixel,
         over all pixels where the mask changes; None where it changes nowhere.
     """
-    across = _gradient(mask)
-    strength = across.norm(dim=0)
-    border = strength > 0
-    if not border.any():
-        return None
-    direction = across[:, border] / strength[border]
-    values = {}
-    for name, picture in {"content": content, "result": result}.items():
-        levels = (picture.float() * 127.5 * torch.tensor(LUMINANCE).view(3, 1, 1)).sum(0)
-        values[name] = round((_gradient(levels)[:, border] * direction).sum(0).abs().mean().item(), 3)
-    return values
+    pictures, height = {"content": content, "result": result}, len(mask)
+    sums, count = dict.fromkeys(pictures, 0.0), 0
+    for rows in bands(height):
+        near = slice(max(rows.start - 1, 0), min(rows.stop + 1, height))  # derivatives reach one row farther
+        own = slice(rows.start - near.start, rows.stop - near.start)
+        across = _gradient(mask[near])[:, own]
+        strength = across.norm(dim=0)
+        border = strength > 0
+        direction = across[:, border] / strength[border]
+        count += int(border.sum())
+        for name, picture in pictures.items():
+            along = (_gradient(_luminance(picture, near))[:, own][:, border] * direction).sum(0)
+            sums[name] += along.abs().sum(dtype=torch.float64).item()
+    return {name: round(total / count, 3) for name, total in sums.items()} if count else None
+
+
+def _luminance(picture: Image.Image | torch.Tensor, rows: slice) -> torch.Tensor:
+    """Of some rows, (h, W), in gray levels."""
+    if isinstance(picture, Image.Image):
+        picture, rows = to_tensor(picture.crop((0, rows.start, picture.width, rows.stop))), slice(None)
+    return (picture[:, rows].float() * 127.5 * torch.tensor(LUMINANCE).view(3, 1, 1)).sum(0)
 
 
 def _cover(sample: Sample) -> torch.Tensor | None:

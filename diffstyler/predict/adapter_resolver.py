@@ -151,7 +151,7 @@ def resolve_adapters(
         except (DiffstylerError, OSError) as error:
             faults[path] = str(error)
     problems, lacking = [], []
-    for triple in triples:
+    for triple in triples if faults else ():
         looks = [(triple.origin, "content", triple.content, triple.content)]
         looks += [(r.origin or triple.origin, "style", r.look, r.style) for r in triple.regions]
         for origin, column, look, path in looks:

@@ -71,14 +71,17 @@ def check_rows(
     )
     foreign = foreign_loras(adapters.outlines, backbone, allow_partial=allow_partial)
     problems = [*adapters.problems, *mask_problems(triples)]
-    for triple in triples:
-        if fault := pictures.fault(triple.content):
-            problems.append(RowProblem(triple.id, triple.origin, "content", fault))
-        for region in triple.regions:
-            if region.look in adapters.styles and (fault := foreign.get(adapters.style(region).path)):
-                problems.append(RowProblem(triple.id, region.origin or triple.origin, "style", fault))
+    unusable = pictures.faults()
+    if unusable or foreign:  # else a million rows need no second look
+        for triple in triples:
+            if fault := unusable.get(triple.content):
+                problems.append(RowProblem(triple.id, triple.origin, "content", fault))
+            for region in triple.regions:
+                if region.look in adapters.styles and (fault := foreign.get(adapters.style(region).path)):
+                    problems.append(RowProblem(triple.id, region.origin or triple.origin, "style", fault))
     if problems:
-        order = {triple.id: number for number, triple in enumerate(triples)}
+        wrong_ids = {problem.id for problem in problems}
+        order = {triple.id: number for number, triple in enumerate(triples) if triple.id in wrong_ids}
         problems.sort(key=lambda problem: order[problem.id])
     rejected = {problem.id: problem for problem in reversed([*problems, *adapters.lacking])}
     if (rejected or wrong) and (on_error == "stop" or len(rejected) == len(triples)):
@@ -126,8 +129,11 @@ class _Pictures:
             raise error
         return sha256
 
-    def fault(self, content: Path) -> str:
-        """Nothing where it can be used."""
+    def faults(self) -> dict[Path, str]:
+        """What is wrong with those contents that cannot be used."""
+        return {content: fault for content in self._contents if (fault := self._fault(content))}
+
+    def _fault(self, content: Path) -> str:
         _, size, error = self._known[content]
         try:
             if error is not None:

@@ -12,7 +12,7 @@ from PIL import Image, ImageChops
 from torch.nn import functional
 
 from diffstyler.diffusion.fusion import shares
-from diffstyler.images import to_image, to_tensor
+from diffstyler.images import bands, to_image, to_tensor
 from diffstyler.masking.prompt import Everything
 from diffstyler.metrics.region import seam
 from diffstyler.predict.picture_job import PictureJob, RegionJob
@@ -38,11 +38,10 @@ def finish(job: PictureJob, pixels: torch.Tensor, seconds: float, *, keep_outsid
     outside = None
     cover = coverage(job.regions, size)
     if not bool((cover == 1).all()):
-        original = to_tensor(job.image)
         if keep_outside:
-            torch.lerp(original, full, cover, out=full)
-        outside = _outside(job.image, original, full, cover)
-        del original  # of large pictures, each copy counts
+            for rows in bands(size[0]):
+                torch.lerp(_rows_of(job.image, rows), full[:, rows], cover[rows], out=full[:, rows])
+        outside = _outside(job.image, full, cover)
     masks, regions = {}, []
     for number, region in enumerate(job.regions, start=1):
         share = 1.0 if region.mask is None else round(float(region.mask.mean()), 4)
@@ -73,25 +72,40 @@ def finish(job: PictureJob, pixels: torch.Tensor, seconds: float, *, keep_outsid
 
 def coverage(regions: Sequence[RegionJob], size: Sequence[int]) -> torch.Tensor:
     """How much of each pixel any region has at any time, (H, W) in [0, 1]."""
-    height, width = size
-    cover = torch.zeros(height, width)
-    for moment in {region.row.start for region in regions}:
-        active = [region.mask for region in regions if region.acts_at(moment)]
+    cover = torch.ones(size[0], size[1])
+    if all(region.mask is None for region in regions):
+        return cover
+    for rows in bands(size[0]):
+        cover[rows] = _covered([(r, None if r.mask is None else r.mask[rows]) for r in regions], cover[rows])
+    return cover
+
+
+def _covered(regions: Sequence[tuple[RegionJob, torch.Tensor | None]], everywhere: torch.Tensor) -> torch.Tensor:
+    """The same of some rows (h, W), with the regions' masks there."""
+    cover = torch.zeros_like(everywhere)
+    for moment in {region.row.start for region, _ in regions}:
+        active = [mask for region, mask in regions if region.acts_at(moment)]
         if all(mask is None for mask in active):
-            return torch.ones(height, width)
-        everywhere = torch.ones(height, width)
+            return everywhere
         weights = shares([everywhere if mask is None else mask for mask in active])
         cover = torch.maximum(cover, torch.stack(weights).sum(0))
     return cover.clamp(max=1)
 
 
-def _outside(
-    image: Image.Image, original: torch.Tensor, result: torch.Tensor, cover: torch.Tensor
-) -> dict[str, object] | None:
+def _rows_of(image: Image.Image, rows: slice) -> torch.Tensor:
+    """(3, h, W) in [-1, 1]."""
+    return to_tensor(image.crop((0, rows.start, image.width, rows.stop)))
+
+
+def _outside(image: Image.Image, result: torch.Tensor, cover: torch.Tensor) -> dict[str, object] | None:
     """What happened where no mask reaches, in gray levels of the written picture, and how visible the border is."""
-    outside = cover == 0
-    if not outside.any():
+    pixels = largest = 0
+    for rows in bands(image.height):
+        outside = (cover[rows] == 0).numpy()
+        own = image.crop((0, rows.start, image.width, rows.stop))
+        pixels += int(outside.sum())
+        difference = np.asarray(ImageChops.difference(own, to_image(result[:, rows])))
+        largest = max(largest, int(difference[outside].max(initial=0)))
+    if not pixels:
         return None
-    channels = zip(image.split(), to_image(result).split(), strict=True)
-    difference = max(np.asarray(ImageChops.difference(*pair))[outside.numpy()].max() for pair in channels)
-    return {"pixels": int(outside.sum()), "largest_difference": int(difference), "seam": seam(original, result, cover)}
+    return {"pixels": pixels, "largest_difference": largest, "seam": seam(image, result, cover)}

@@ -530,7 +530,7 @@ class Stylizer(lightning.LightningModule):
         Raises:
             DiffstylerError: nothing can be forecast for this model.
         """
-        contents = [triple.content for triple in self._data.triples]
+        contents = {triple.content for triple in self._data.triples}
         return forecast_predict(
             self.backbone, largest_of(contents, self.resolution), self.base_dtype, self.adapters.config
         )

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -93,7 +93,7 @@ class WorkerProcess:
 
 
 def serve(engine: Engine, folder: Folder, address: Address, worker: Sequence[str], tell: Callable[[str], None]) -> None:
-    """Until the process is interrupted or terminated.
+    """Until the process is interrupted or terminated, which raises an exception here.
 
     Args:
         engine: finds masks for the page.
@@ -105,19 +105,14 @@ def serve(engine: Engine, folder: Folder, address: Address, worker: Sequence[str
     Raises:
         DiffstylerError: Gradio is not installed, or the port is taken.
     """
-    ended = threading.Event()
-    before = signal.signal(signal.SIGTERM, lambda *_: ended.set())
-    try:
-        with opened(engine, folder, address) as url:
-            process = WorkerProcess(worker, folder)
-            try:
-                tell(url)
-                while not ended.wait(0.5):
-                    pass
-            finally:
-                process.close()
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    with opened(engine, folder, address) as url:
+        process = WorkerProcess(worker, folder)
+        try:
+            tell(url)
+            while True:
+                time.sleep(0.5)
+        finally:
+            process.close()
 
 
 @contextmanager

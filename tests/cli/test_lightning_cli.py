@@ -343,8 +343,9 @@ def test_the_first_word_decides_over_all_keys(capsys):
 
 @pytest.mark.parametrize("setting", PREDICT.refused)
 def test_what_predict_cannot_honor_is_an_error(setting, tmp_path, capsys):
-    (tmp_path / "c.yaml").write_text(f"trainer: {{{setting}: 1}}")
-    for arguments in ([f"--trainer.{setting}", "1"], ["--config", str(tmp_path / "c.yaml")]):
+    value = "00:01:00:00" if setting == "max_time" else "1"
+    (tmp_path / "c.yaml").write_text(f"trainer: {{{setting}: {value if value == '1' else repr(value)}}}")
+    for arguments in ([f"--trainer.{setting}", value], ["--config", str(tmp_path / "c.yaml")]):
         for command in (["predict"], ["check", "predict"]):
             with pytest.raises(SystemExit) as caught:
                 main([*command, *arguments, *CPU])

@@ -3,12 +3,18 @@
 import errno
 import json
 import os
+import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
+import crashes
 import pytest
+import torch
 from runs import row, stylize
 
 import diffstyler.files
@@ -16,6 +22,7 @@ from diffstyler.backbones import StableDiffusion
 from diffstyler.cli.main import main
 from diffstyler.errors import DiffstylerError
 from diffstyler.files import atomic_write, check_writable
+from diffstyler.fit.slot import Slot
 from diffstyler.predict import stylizer
 
 STEPS = ("--model.num_inference_steps", "2", "--model.initial", "FromContent", "--trainer.enable_progress_bar", "false")
@@ -33,38 +40,139 @@ def command(kind: str, studio: Path, tiny_dir: Path, *more: str) -> list[str]:
     return [kind, "--data.manifest", str(studio / "rows.csv"), *model, *here, *own, *more]
 
 
-def interrupt(*_: object, **__: object) -> None:
-    os.kill(os.getpid(), signal.SIGINT)
-    time.sleep(5)
+ENDS = {signal.SIGINT: (130, "interrupted"), signal.SIGTERM: (143, "terminated")}
+
+
+def sending(signum: signal.Signals) -> Callable[..., None]:
+    def send(*_: object, **__: object) -> None:
+        os.kill(os.getpid(), signum)
+        time.sleep(5)
+
+    return send
 
 
 @pytest.mark.parametrize(
-    ("kind", "place"),
+    ("kind", "signum", "place"),
     [
-        ("predict", "diffstyler.backbones.StableDiffusion.load"),
-        ("predict", "diffstyler.predict.stylizer.denoise"),
-        ("predict", "diffstyler.predict.row_check.resolve_adapters"),
-        ("fit", "diffstyler.backbones.StableDiffusion.load"),
-        ("fit", "diffstyler.fit.bench.FitBench.update"),
+        ("predict", signal.SIGINT, "diffstyler.backbones.StableDiffusion.load"),
+        ("predict", signal.SIGINT, "diffstyler.predict.stylizer.denoise"),
+        ("predict", signal.SIGTERM, "diffstyler.predict.row_check.resolve_adapters"),
+        ("predict", signal.SIGTERM, "diffstyler.predict.stylizer.find_masks"),
+        ("predict", signal.SIGTERM, "diffstyler.predict.inverter.invert"),
+        ("predict", signal.SIGINT, "diffstyler.predict.writer.save_image"),
+        ("fit", signal.SIGTERM, "diffstyler.backbones.StableDiffusion.load"),
+        ("fit", signal.SIGINT, "diffstyler.fit.bench.take_crops"),
+        ("fit", signal.SIGINT, "diffstyler.fit.bench.FitBench.update"),
+        ("fit", signal.SIGTERM, "diffstyler.fit.bench.save_lora"),
     ],
 )
-def test_ctrl_c_ends_with_130_and_a_plain_word_wherever_it_comes(studio, tiny_dir, capsys, monkeypatch, kind, place):
-    monkeypatch.setattr(place, interrupt)
-    before = signal.getsignal(signal.SIGINT)
+def test_ctrl_c_and_sigterm_end_with_130_and_143_and_a_plain_word_wherever_they_come(
+    studio, tiny_dir, capsys, monkeypatch, kind, signum, place
+):
+    words = command(kind, studio, tiny_dir)
+    (studio / "rows.csv").write_text("content,style,mask\nphoto.png,gold.png,left half\n")
+    monkeypatch.setattr(place, sending(signum))
+    before, (code, word) = {one: signal.getsignal(one) for one in ENDS}, ENDS[signum]
     try:
-        assert main(command(kind, studio, tiny_dir)) == 130
-        assert signal.getsignal(signal.SIGINT) in (before, signal.SIG_IGN)
+        assert main(words) == code
+        assert all(signal.getsignal(one) in (handler, signal.SIG_IGN) for one, handler in before.items())
     finally:
-        signal.signal(signal.SIGINT, before)
+        for one, handler in before.items():
+            signal.signal(one, handler)
     told = capsys.readouterr().err
-    assert f"diffstyler: {kind} was interrupted; what was done is kept, and the same command goes on" in told
+    assert f"diffstyler: {kind} was {word}; what was done is kept, and the same command goes on" in told
     assert "Traceback" not in told
+
+
+@pytest.mark.parametrize("signum", ENDS)
+def test_a_signal_while_libraries_are_imported_ends_at_once(tmp_path, signum):
+    """An exception in the middle of a C++ library's import may abort the process."""
+    text = f"import os, time; os.kill(os.getpid(), {int(signum)}); time.sleep(5)"
+    (tmp_path / "library.py").write_text(text)
+    change = "m.COMMANDS['fit'] = (lambda words: __import__('library'), '')"
+    program = f"import sys; from diffstyler.cli import main as m; {change}; sys.exit(m.main(['fit']))"
+    path = os.pathsep.join([str(tmp_path), *sys.path])
+    told = subprocess.run(
+        [sys.executable, "-c", program], env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True
+    )
+    code, word = ENDS[signum]
+    assert told.returncode == code
+    assert told.stderr == f"diffstyler: fit was {word}; what was done is kept, and the same command goes on\n"
+
+
+def test_signals_are_answered_from_the_first_import_on(studio, tiny_dir):
+    """By the real process, at moments of its start."""
+    for signum, seconds in ((signal.SIGTERM, 0.0), (signal.SIGINT, 0.1), (signal.SIGTERM, 1.0), (signal.SIGINT, 3.0)):
+        words = [sys.executable, "-m", "diffstyler", "check", *command("predict", studio, tiny_dir)]
+        process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        status = Path(f"/proc/{process.pid}/status")
+        while not int(status.read_text().split("SigCgt:")[1].split()[0], 16) >> (signal.SIGTERM - 1) & 1:
+            assert process.poll() is None
+        time.sleep(seconds)
+        process.send_signal(signum)
+        _, error = process.communicate(timeout=10)
+        code, word = ENDS[signum]
+        assert process.returncode == code, error
+        assert word in error.splitlines()[-1]
+        assert "Traceback" not in error
+
+
+def test_what_swallows_an_interruption_is_ended_all_the_same(studio, tiny_dir, monkeypatch):
+    def load(*_: object) -> None:
+        try:
+            sending(signal.SIGTERM)()
+        except BaseException:
+            time.sleep(60)
+
+    monkeypatch.setattr(StableDiffusion, "load", load)
+    monkeypatch.setattr("diffstyler.cli.signals.PATIENCE", 0.2)
+    began = time.monotonic()
+    assert crashes.ended(crashes.start(command("predict", studio, tiny_dir)[:-2], studio / "out")) == 143
+    assert time.monotonic() - began < 30
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="compiles for the CPU by g++")
+def test_a_fit_that_compiles_ends_within_seconds(studio, tiny_dir, monkeypatch):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(studio / "compiled"))
+    words = command("fit", studio, tiny_dir, "--model.compile", "true", "--data.pictures", f'["{studio}/gold.png"]')
+    process = crashes.start([*words, "--data.manifest", "null"], studio / "new")
+    while not any((studio / "compiled").rglob("*.cpp")):
+        assert os.waitpid(process, os.WNOHANG) == (0, 0), "it ended before it compiled"
+        time.sleep(0.05)
+    began = time.monotonic()
+    os.kill(process, signal.SIGTERM)
+    assert crashes.ended(process) == 143
+    assert time.monotonic() - began < 10
+
+
+def test_ctrl_c_between_two_loras_of_a_step_saves_no_half_step(studio, tiny_dir, monkeypatch):
+    words = command("fit", studio, tiny_dir, "--trainer.deterministic", "true", "--data.pack_size", "2")
+    try:
+        assert main([*words, "--lora_dir", str(studio / "whole")]) == 0
+        real, steps = Slot.take_step, []
+
+        def take_step(slot: Slot) -> None:
+            real(slot)
+            steps.append(slot.name)
+            if len(steps) == 1:
+                os.kill(os.getpid(), signal.SIGINT)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Slot, "take_step", take_step)
+            assert main(words) == 130
+        assert len(steps) == 2
+        assert len(list((studio / "new" / ".unfinished").glob("*.pt"))) == 2
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        assert main(words) == 0
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert crashes.files("fit", studio / "whole") == crashes.files("fit", studio / "new") != {}
 
 
 def test_a_library_that_makes_another_error_of_ctrl_c_changes_nothing(studio, tiny_dir, capsys, monkeypatch):
     def load(*_: object) -> None:
         try:
-            interrupt()
+            sending(signal.SIGINT)()
         except KeyboardInterrupt as error:
             raise OSError("the model cannot be loaded") from error
 

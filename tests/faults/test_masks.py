@@ -120,7 +120,25 @@ def test_a_value_picks_one_label(tmp_path, kind):
     assert not read_mask(tmp_path / "labels.png", 10**9).any()
 
 
+def layers(*channels: np.ndarray) -> Image.Image:
+    return Image.merge("RGB", [Image.fromarray(channel.astype(np.uint8)) for channel in channels])
+
+
+def in_palette(three: tuple[int, int, int], seven: tuple[int, int, int]) -> Image.Image:
+    """The labels, with the colors of 3 and 7; 0 is black."""
+    image = Image.fromarray(LABELS, "P")
+    image.putpalette([*[0] * 9, *three, *[0] * 9, *seven])
+    return image
+
+
 UNCLEAR = {
+    "labels in a palette of colors": (
+        in_palette((192, 128, 0), (0, 255, 60)),
+        "labels (here 0, 3, 7, …), 'file: m.png",
+    ),
+    "labels in a dark palette": (in_palette((30, 30, 30), (60, 60, 60)), "values 0, 3, 7; where they are labels"),
+    "labels in colors": (layers(LABELS, LABELS * 30, 0 * LABELS), "got several colors; save it in gray"),
+    "a photograph": (layers(*np.random.default_rng(0).integers(0, 256, (3, 64, 96))), "got several colors"),
     "labels": (Image.fromarray(LABELS), "values 0, 3, 7; where they are labels, 'file: m.png value 7' takes"),
     "one label": (Image.new("L", (9, 9), 1), "values 1; "),
     "8-bit levels in 16 bits": (Image.fromarray(LABELS.astype(np.uint16) * 30), "values 0, 90, 210; "),

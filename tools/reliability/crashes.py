@@ -22,6 +22,7 @@ from pathlib import Path
 from PIL import Image
 
 from diffstyler.adapters import read_lora
+from diffstyler.cli import lightning_cli  # noqa: F401  imported once, before the forks
 from diffstyler.cli.main import main as diffstyler
 from diffstyler.files import file_sha256, read_json
 
