@@ -67,8 +67,9 @@ def noted(command: str) -> Iterator[Sequence[int]]:
             signal.signal(signum, signal.SIG_DFL if handler is None else handler)
         sys.unraisablehook, threading.excepthook = hooks
         over.set()
-        os.close(writer)
+        os.write(writer, b".")  # a forked process may hold the pipe: closing it alone would not wake the thread
         watching.join()
+        os.close(writer)
         os.close(reader)
 
 
