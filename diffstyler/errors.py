@@ -36,7 +36,10 @@ def printable(text: str) -> str:
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """``; did you mean 'x'?``, x the known word that is nearest, or nothing where none is near."""
-    near = difflib.get_close_matches(word, list(known), n=1)
+    names = list(known)
+    _, dot, name = word.rpartition(".")
+    alike = [other for other in names if dot and other.rpartition(".")[2] == name]  # right, but of another group
+    near = difflib.get_close_matches(word, alike or names, n=1, cutoff=0.0 if alike else 0.6)
     return f"; did you mean '{near[0]}'?" if near else ""
 
 

@@ -12,8 +12,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from pydoc import locate
+from typing import Any
 
-from lightning import LightningDataModule, LightningModule
+from lightning import LightningDataModule, LightningModule, Trainer
 from lightning.fabric.strategies.launchers import subprocess_script
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
@@ -86,6 +87,12 @@ class Run:
                 parser.add_subclass_arguments(farms, "farm", required=False, help=settings.GENERAL["farm"])
                 add_flag(parser)
                 parser.set_defaults({name: {"class_path": kind} for name, kind in run.words.classes.items()})
+
+            def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+                try:
+                    return super().instantiate_trainer(**kwargs)
+                except (TypeError, ValueError) as error:
+                    raise DiffstylerError(f"trainer: {error}") from error
 
             def parse_arguments(self, parser: LightningArgumentParser, args: object) -> None:
                 self.config = parser.parse_args(args)  # type: ignore[arg-type]

@@ -46,12 +46,34 @@ def explain(message: str, options: Iterable[str]) -> str:
             f"'{denied[1]}' is not imported: settings name classes of {', '.join(PACKAGES)}; --trust_config on the "
             "command line allows any that is installed, which can run anything"
         )
+    if not unknown and (path := re.search(r"Expected a dot import path string: (\S+)", message)):
+        key = re.search(r'key "([\w.]+)"', message)
+        return f"{key[1] + ': ' if key else ''}no class '{path[1]}'; name it by its path, such as torch.optim.AdamW"
     if not unknown:
-        # a value that fits none of several types: the reasons come last, one a line
-        return message.strip().split("\n\n")[-1].split("Errors:\n")[-1].strip()
+        return _reasons(message)
     found = next(group for group in unknown.groups() if group)
     key = ".".join(re.findall(r"'([\w.]+)'", found)) or found
     return f"'{key}' is not a setting{did_you_mean(key, options)}"
+
+
+EXPECTED = r"Expected a (?:<class '(?:\w+\.)*)?([\w.\[\]', -]+?)(?:'>)?(?:\. Got value.*)?$"
+#: types as jsonargparse writes them -> as a user of YAML does
+KINDS = {"NoneType": "null", "bool": "true or false", "int": "a whole number", "float": "a number", "str": "text"}
+
+
+def _reasons(message: str) -> str:
+    """The setting, what it may be and what it was given; or, of an object that cannot be made, why."""
+    text = message.strip().split("\n\n")[-1]
+    key = re.search(r'key "([\w.]+)"', message)
+    given = re.search(r"(?:Given value|Got value): (.*)", text, re.DOTALL)
+    told = re.split(r"^\s*Given value", text.split("Errors:\n")[-1], flags=re.MULTILINE)[0]
+    reasons = [reason.strip() for reason in re.split(r"^\s*- ", told, flags=re.MULTILINE) if reason.strip()]
+    types = [found[1] for reason in reasons if (found := re.search(EXPECTED, reason))]
+    kinds = [KINDS.get(kind, kind.replace("typing.Literal", "one of ")) for kind in types]
+    if key and given and reasons and len(kinds) == len(reasons):
+        return f"{key[1]}: expected {' or '.join(kinds)}, got {given[1].strip()}"
+    kept = [reason for reason in reasons if "<class 'NoneType'>" not in reason]
+    return kept[0] if len(reasons) > 1 and len(kept) == 1 else text.split("Errors:\n")[-1].strip()
 
 
 def _unknown_class(message: str) -> str:

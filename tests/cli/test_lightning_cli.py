@@ -213,6 +213,7 @@ def test_a_config_written_on_the_command_line_decides_as_well():
     ("flags", "told"),
     [
         (["--trainer.devices", "0"], "not a valid input"),
+        (["--trainer.devices", "some"], "should be an int"),
         (["--trainer.accelerator", "gpu"], "No supported gpu backend"),
         (["--trainer.precision", "transformer-engine"], "transformer_engine"),
         (["--trainer.callbacks", "ModelCheckpoint"], "enable_checkpointing"),
@@ -275,6 +276,33 @@ def test_an_unknown_class_is_told_with_the_known_ones(flag, word, told, capsys):
     assert first.startswith(f"diffstyler predict: {flag[2:]}: no class '{word}'")
     assert told in first
     assert rest == ["see diffstyler predict --help"]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("--model.resolution abc", "model.resolution: expected a whole number or null, got abc"),
+        ("--model.max_memory abc", "model.max_memory: expected a number or null, got abc"),
+        ("--model.num_inference_steps 2.5", "model.num_inference_steps: expected a whole number, got 2.5"),
+        ("--model.compile maybe", "model.compile: expected true or false or one of ['auto'], got maybe"),
+        ("--model.keep_outside 7", "model.keep_outside: expected true or false, got 7"),
+        ("--on_error maybe", "on_error: expected one of ['stop', 'skip'], got maybe"),
+        ("--model.promt x", "'model.promt' is not a setting; did you mean 'model.prompt'?"),
+        ("--trainer.manifest x.csv", "'trainer.manifest' is not a setting; did you mean 'data.manifest'?"),
+    ],
+)
+def test_a_wrong_value_is_told_with_its_setting_and_what_it_may_be(words, told, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["predict", *CPU, *words.split()])
+    assert caught.value.code == 2
+    assert capsys.readouterr().err.splitlines() == [f"diffstyler predict: {told}", "see diffstyler predict --help"]
+
+
+def test_a_model_that_is_not_there_is_told_alone(capsys):
+    assert main(["predict", *CPU, "--data.manifest", "rows.csv", "--model.backbone.model", "nowhere"]) == 1
+    (line,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("diffstyler: "))
+    assert line.startswith("diffstyler: model 'nowhere': no such directory or file")
+    assert "Given value" not in line
 
 
 def test_a_model_without_a_class_is_of_the_one_that_its_folder_names(tmp_path, families):
