@@ -76,6 +76,11 @@ class AttentionMasker(Masker):
     def find_text(self, picture: Image.Image, phrase: str) -> torch.Tensor:
         tokens = self._tokens(phrase)
         grid = self._attend(picture, self.template.replace("{phrase}", phrase))
+        room = next(iter(self.recorder.cross().values())).shape[-1] - 1  # the last one is the end
+        if tokens[-1] >= room:
+            raise NothingFoundError(
+                f"'{phrase[:40]} …': expected words of at most {room - tokens[0]} tokens, got {len(tokens)}; say less"
+            )
         maps = [
             functional.interpolate(_as_picture(attention[:, :, tokens].mean((0, 2)), grid), grid, mode="bilinear")
             for attention in self.recorder.cross().values()

@@ -53,7 +53,7 @@ class Compare:
             with gr.Column(scale=3, min_width=320):
                 self.grid = gr.HTML('<p class="quiet">The pictures come here, side by side.</p>')
         quick: dict[str, Any] = {"show_progress": "hidden", "concurrency_limit": None, "api_visibility": "private"}
-        begun = [self.photograph, self.seen, self.upload]
+        begun = [self.photograph, self.seen, self.upload, self.status]
         self.upload.upload(self._given, self.upload, begun, **quick)
         for name, button in zip(EXAMPLE_PHOTOGRAPHS, tries, strict=True):
             button.click(lambda name=name: self._photograph(shop.examples[name]), None, begun, **quick)
@@ -66,13 +66,13 @@ class Compare:
         try:
             return self._photograph(self.shop.folder.keep_picture(Path(file)))
         except (DiffstylerError, OSError) as error:
-            return gr.skip(), told(error, wrong=True), None
+            return gr.skip(), told(error, wrong=True), None, ""
 
     def _photograph(self, path: Path) -> tuple:
         drawn = (
             f'<div class="look"><img src="{escape(url(path))}" alt="The photograph" style="max-height: 220px"></div>'
         )
-        return self.shop.folder.token_of(path), drawn, None
+        return self.shop.folder.token_of(path), drawn, None, ""
 
     def _go(self, session: str, photograph: str, chosen: str, axis: str, values: str, preset: str) -> tuple:
         try:
@@ -149,4 +149,6 @@ def _numbers(text: str, axis: str, least: float, most: float) -> list[float]:
         raise DiffstylerError(f"values of {axis}: expected numbers with commas between, got '{text}'") from error
     if not numbers or not all(least <= number <= most for number in numbers):
         raise DiffstylerError(f"values of {axis}: expected numbers in {least} … {most}, got '{text}'")
-    return numbers
+    if "." in AXES[axis][0] and not all(number.is_integer() for number in numbers):
+        raise DiffstylerError(f"values of {axis}: expected whole numbers, got '{text}'")
+    return list(dict.fromkeys(numbers))

@@ -42,12 +42,14 @@ class Fits:
                 self.clear = gr.Button("Clear what is over", size="sm")
         quick: dict[str, Any] = {"show_progress": "hidden", "concurrency_limit": None, "api_visibility": "private"}
         asked = [session, self.upload, self.steps, self.prompt]
+        self.upload.upload(lambda: "", None, self.status, **quick)
         self.go.click(self._go, asked, [self.upload, self.status, self.jobs], **quick)
         self.jobs.click(self._cancel, None, self.jobs, **quick)
         self.clear.click(self._clear, None, self.jobs, **quick)
 
     def _go(self, session: str, files: Sequence[str] | None, steps: float, prompt: str) -> tuple:
         problems = [] if files else [told("first drop one picture or more", wrong=True)]
+        requests = []
         for file in files or ():
             try:
                 picture = self.shop.folder.keep_picture(Path(file))
@@ -60,7 +62,8 @@ class Fits:
                 "steps": int(steps),
                 "prompt": (prompt or "").strip(),
             }
-            self.shop.queue.submit("fit", session, request)
+            requests.append(request)
+        self.shop.queue.submit_all("fit", session, requests)
         return None, "".join(problems), self._drawn()[1]
 
     def _cancel(self, event: gr.EventData) -> str:

@@ -10,7 +10,7 @@ from PIL import Image
 
 from diffstyler.errors import DiffstylerError
 from diffstyler.files import atomic_write
-from diffstyler.images import ImageError, image_size, load_image, picture_sha256, save_image
+from diffstyler.images import ImageError, check_aspect, image_size, load_image, picture_sha256, save_image
 
 #: of an uploaded picture
 MOST_BYTES, MOST_PIXELS = 40 << 20, 50_000_000
@@ -29,7 +29,7 @@ class Folder:
         self.path = path.resolve()
         self.queue = self.path / "studio.sqlite"
         self.files = self.path / "files"
-        self.uploads = self.files / "uploads"
+        self.uploads = self.path / "uploads"  # Gradio's own, which it also serves from
         self.uploads.mkdir(parents=True, exist_ok=True)
 
     def job(self, id: str) -> Path:
@@ -41,9 +41,18 @@ class Folder:
     def keep_picture(self, upload: Path, name: str = "") -> Path:
         """A picture that somebody sent, upright and without metadata, under a name that its pixels give.
 
+        The upload itself is removed, whatever it is.
+
         Raises:
-            ImageError: it is no picture, or a too large one.
+            ImageError: it is no picture, or a too large or too long one.
         """
+        try:
+            return self._kept(upload, name)
+        finally:
+            if self.uploads in upload.resolve().parents:
+                upload.unlink(missing_ok=True)
+
+    def _kept(self, upload: Path, name: str) -> Path:
         name = re.sub(r"[^\w-]+", "_", Path(name or upload.name).stem).strip("_")[:60] or "picture"
         if (size := upload.stat().st_size) > MOST_BYTES:
             raise ImageError(
@@ -54,9 +63,11 @@ class Folder:
             if width * height > MOST_PIXELS:
                 told = f"expected at most {MOST_PIXELS} pixels, got {width} x {height}; scale the picture down"
                 raise ImageError(f"{upload.name}: {told}")
+            check_aspect((width, height))
             image = load_image(upload)
         except ImageError as error:
-            raise ImageError(str(error).replace(str(upload), upload.name)) from error
+            told = str(error).replace(str(upload), upload.name)
+            raise ImageError(told if upload.name in told else f"{upload.name}: {told}") from error
         path = self.files / "pictures" / picture_sha256(image) / f"{name}.png"
         if not path.is_file():
             path.parent.mkdir(parents=True, exist_ok=True)

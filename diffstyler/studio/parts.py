@@ -23,6 +23,8 @@ from diffstyler.studio.shop import Item, static
 REGIONS = 4
 #: of what a browser sends: characters of JSON, and pixels of a painted mask's side
 MOST_CHARACTERS, MOST_SIDE = 8 << 20, 2048
+#: of words for what gets a style
+MOST_WORDS = 500
 
 
 def drop(label: str, *, several: bool = False, kinds: Sequence[str] = ("image",)) -> gr.File:
@@ -113,8 +115,13 @@ def wants_words(value: object) -> bool:
 
 def _prompt(region: dict, photograph: Path, folder: Folder) -> str:
     kind = region["where"]
-    if kind == "words" and str(region["words"]).strip():
-        return str(parse_mask_prompt(str(region["words"]).strip()))
+    if kind == "words" and (words := str(region["words"]).strip()):
+        if len(words) > MOST_WORDS:
+            raise DiffstylerError(f"what gets the style is told in at most {MOST_WORDS} characters, got {len(words)}")
+        prompt = parse_mask_prompt(words)
+        if any(isinstance(node, File) for node in prompt.walk()):
+            raise DiffstylerError("no files are named here; paint the place with the brush")
+        return str(prompt)
     if kind == "points" and any(sign for _, _, sign in region["points"]):
         sides = {
             on: tuple((_at(x), _at(y)) for x, y, sign in region["points"] if bool(sign) is on) for on in (True, False)

@@ -107,13 +107,17 @@ class JobQueue:
 
     def submit(self, kind: Kind, session: str, request: Mapping[str, object]) -> Job:
         """Put a job at the end of the queue."""
-        id = secrets.token_hex(16)
+        return self.submit_all(kind, session, [request])[0]
+
+    def submit_all(self, kind: Kind, session: str, requests: Sequence[Mapping[str, object]]) -> list[Job]:
+        """Put jobs at the end of the queue, all at once: no worker sees some of them."""
+        ids = [secrets.token_hex(16) for _ in requests]
         with self._open() as db:
-            db.execute(
+            db.executemany(
                 "INSERT INTO jobs (id, session, kind, request, created) VALUES (?, ?, ?, ?, ?)",
-                (id, session, kind, json.dumps(request), time.time()),
+                [(id, session, kind, json.dumps(r), time.time()) for id, r in zip(ids, requests, strict=True)],
             )
-        return self.get(id)
+        return [self.get(id) for id in ids]
 
     def get(self, id: str) -> Job:
         """Raises: DiffstylerError: there is no such job."""
@@ -166,6 +170,11 @@ class JobQueue:
             )
             db.execute("UPDATE jobs SET state = 'cancelled' WHERE state = 'running' AND asked_to_end")
             db.execute("UPDATE jobs SET state = 'waiting' WHERE state = 'running'")
+
+    def interrupted(self, note: str) -> None:
+        """Whoever ran these jobs has ended; what is seen of them until the next one takes over."""
+        with self._open() as db:
+            db.execute("UPDATE jobs SET note = ?, done = 0, total = 0 WHERE state = 'running'", (note,))
 
     def claim(self, together: int = 1) -> list[Job]:
         """The next job, from now on running; of fits that differ by their pictures alone up to ``together``."""

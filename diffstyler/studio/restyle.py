@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
 from html import escape
@@ -16,7 +17,9 @@ from diffstyler.masking.prompt_parser import parse_mask_prompt
 from diffstyler.studio import parts
 from diffstyler.studio.parts import REGIONS, drop, mask_prompts
 from diffstyler.studio.queue import Job
-from diffstyler.studio.shop import EXAMPLE_PHOTOGRAPHS, Shop, progress, told, url
+from diffstyler.studio.shop import EXAMPLE_PHOTOGRAPHS, Shop, progress, told, unexpected, url
+
+log = logging.getLogger(__name__)
 
 #: presets by what the page calls them: the file of configs/, its steps and its guidance
 PRESETS = {
@@ -106,7 +109,7 @@ class Restyle:
     def _listen(self) -> None:
         quick: dict[str, Any] = {"show_progress": "hidden", "concurrency_limit": None, "api_visibility": "private"}
         pickers = [picker.component for picker in self.pickers]
-        begun = [self.photograph, self.where, self.seen, self.upload]
+        begun = [self.photograph, self.where, self.seen, self.upload, self.status]
         self.upload.upload(self._photograph_given, [self.upload], begun, **quick)
         for name, button in zip(EXAMPLE_PHOTOGRAPHS, self.tries, strict=True):
             button.click(lambda name=name: self._photograph(self.shop.examples[name]), None, begun, **quick)
@@ -141,10 +144,10 @@ class Restyle:
         try:
             return self._photograph(self.shop.folder.keep_picture(Path(file)))
         except (DiffstylerError, OSError) as error:
-            return gr.skip(), gr.skip(), told(error, wrong=True), None
+            return gr.skip(), gr.skip(), told(error, wrong=True), None, ""
 
     def _photograph(self, picture: Path) -> tuple:
-        return self.shop.folder.token_of(picture), gr.HTML("", photo=url(picture), overlay=""), "", None
+        return self.shop.folder.token_of(picture), gr.HTML("", photo=url(picture), overlay=""), "", None, ""
 
     def _opened(self, number: int, brought: list[str]) -> tuple[gr.HTML, gr.HTML]:
         """The tab of a style: what is drawn on the photograph from now on is its place."""
@@ -189,6 +192,9 @@ class Restyle:
             return gr.HTML(overlay=url(path), looked=time.time()), "".join(problems)
         except (DiffstylerError, OSError) as error:
             return gr.HTML(overlay="", looked=time.time()), told(error, wrong=True)
+        except Exception as error:  # the page waits for an answer
+            log.exception("the masks of %s", drawn[:200])
+            return gr.HTML(overlay="", looked=time.time()), told(unexpected(error), wrong=True)
 
     def _go(
         self,
@@ -233,6 +239,8 @@ class Restyle:
         prompts = mask_prompts(drawn, picture, self.shop.folder)
         regions = []
         for number, ((style, strength, guidance), prompt) in enumerate(zip(styles, prompts, strict=True), start=1):
+            if not style and prompt not in ("", "everything"):
+                raise DiffstylerError(f"Style {number}: choose a style for the place that was said, or clear it")
             if not style:
                 continue
             if not prompt:

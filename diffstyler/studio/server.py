@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from ipaddress import ip_address
 
 from diffstyler.errors import DiffstylerError
 from diffstyler.studio.engine import Engine
 from diffstyler.studio.folder import MOST_UPLOADED, Folder
+from diffstyler.studio.guard import Guard, is_loopback
+from diffstyler.studio.queue import JobQueue
 
 log = logging.getLogger(__name__)
 
@@ -40,14 +42,6 @@ class Address:
                 f"--host {self.host}: others could reach the studio; set a name and a password, --auth NAME:PASSWORD, "
                 "or leave --host out"
             )
-
-
-def is_loopback(host: str) -> bool:
-    """Whether this machine alone reaches it."""
-    try:
-        return host == "localhost" or ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 class WorkerProcess:
@@ -77,6 +71,7 @@ class WorkerProcess:
             assert self.process.stdin is not None
             self.process.stdin.close()
             if not self.closing.is_set():
+                JobQueue(self.folder.queue).interrupted("the worker ended; another one takes its place")
                 log.warning("the worker ended with exit code %d; another one takes its place", code)
                 self.closing.wait(AGAIN)
 
@@ -118,6 +113,7 @@ def serve(engine: Engine, folder: Folder, address: Address, worker: Sequence[str
 @contextmanager
 def opened(engine: Engine, folder: Folder, address: Address) -> Iterator[str]:
     """Inside, the page is at the address that is given. Arguments and errors as of :func:`serve`."""
+    _look_for_room(address)
     os.environ.update(GRADIO_ANALYTICS_ENABLED="False", GRADIO_TEMP_DIR=str(folder.uploads))
     try:
         from diffstyler.studio.page import LOOK, build
@@ -125,7 +121,10 @@ def opened(engine: Engine, folder: Folder, address: Address) -> Iterator[str]:
         if error.name != "gradio":
             raise
         raise DiffstylerError("the studio needs Gradio: pip install 'diffstyler[studio]'") from error
+    from starlette.middleware import Middleware
+
     page = build(engine, folder)
+    guard = Middleware(Guard, alone=address.auth is None)
     try:
         _, url, _ = page.queue(default_concurrency_limit=8).launch(
             server_name=address.host,
@@ -142,6 +141,7 @@ def opened(engine: Engine, folder: Folder, address: Address) -> Iterator[str]:
             mcp_server=False,
             enable_monitoring=False,
             run_history=False,
+            app_kwargs={"middleware": [guard]},
             **LOOK,
         )
     except OSError as error:
@@ -150,3 +150,15 @@ def opened(engine: Engine, folder: Folder, address: Address) -> Iterator[str]:
         yield url
     finally:
         page.close(verbose=False)
+
+
+def _look_for_room(address: Address) -> None:
+    """Raises: DiffstylerError: the page cannot be there; said before anything heavy is loaded."""
+    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    try:
+        with socket.socket(family) as tried:
+            tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            tried.bind((address.host, address.port))
+    except OSError as error:
+        reason = error.strerror or error
+        raise DiffstylerError(f"--host {address.host} --port {address.port}: {reason}; name another port") from error

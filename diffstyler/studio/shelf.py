@@ -16,6 +16,7 @@ from diffstyler.studio import parts
 from diffstyler.studio.shop import Shop, table, told, url
 
 PICTURES = {"thumbnail": "The style picture", "preview": "What it draws", "loss": "The loss"}
+MOST_OF_A_NAME = 100
 NOTHING = '<p class="quiet">Choose a style to see what is known of it.</p>'
 
 
@@ -91,7 +92,13 @@ class Shelf:
 
     def _rename(self, id: str, name: str) -> tuple:
         try:
-            entry = self.shop.library.rename(self.shop.entry(id), name)
+            former, name = self.shop.entry(id), (name or "").strip()
+            if len(name) > MOST_OF_A_NAME:
+                raise DiffstylerError(f"a name has at most {MOST_OF_A_NAME} characters, got {len(name)}")
+            others = {entry.identity.name for entry in self.shop.library.entries() if entry.folder != former.folder}
+            if name in others:
+                raise DiffstylerError(f"another style is called {name} already; take another name")
+            entry = self.shop.library.rename(former, name)
         except (DiffstylerError, OSError) as error:
             return gr.skip(), told(error, wrong=True), *[gr.skip()] * 5
         id = f"lora:{entry.folder.name}"
@@ -100,6 +107,8 @@ class Shelf:
     def _export(self, id: str) -> tuple:
         try:
             entry = self.shop.entry(id)
+            if inspect_lora(entry.folder)["family"] == "embedded":
+                raise DiffstylerError("other tools lack the embedded model: its LoRAs serve here alone")
             name = re.sub(r"[^\w-]+", "_", entry.identity.name)
             path = self.shop.folder.job(entry.identity.key) / f"{name}.safetensors"
             return "", gr.DownloadButton(value=str(export_lora(entry.folder, path)), visible=True)

@@ -163,6 +163,11 @@ def told(text: object, *, wrong: bool = False) -> str:
     return f'<div class="told{kind}">{escape(printable(str(text)))}</div>' if str(text) else ""
 
 
+def unexpected(error: Exception) -> str:
+    """Of a fault of the package's own, which nobody foresaw."""
+    return f"something went wrong that should not ({type(error).__name__}: {error}); the log of the studio says more"
+
+
 def progress(job: Job, waiting: int = 0) -> str:
     """How far a job is, as HTML."""
     if job.state == "waiting":

@@ -25,6 +25,7 @@ from diffstyler.metrics.measure import measure
 from diffstyler.studio.engine import Engine
 from diffstyler.studio.folder import Folder, save_jpeg
 from diffstyler.studio.queue import Job, JobQueue
+from diffstyler.studio.shop import unexpected
 
 log = logging.getLogger(__name__)
 
@@ -100,6 +101,11 @@ class Worker:
             for job in jobs:
                 if self.queue.get(job.id).state == "running":
                     self.queue.fail(job.id, printable(reasons.get(str(job.request.get("picture")), str(error))))
+        except Exception as error:  # of the package's own: the others in the queue are not to wait for it
+            log.exception("%s %s failed", jobs[0].kind, jobs[0].id)
+            for job in jobs:
+                if self.queue.get(job.id).state == "running":
+                    self.queue.fail(job.id, printable(unexpected(error)))
         return True
 
     def _leave(self, jobs: Sequence[Job], ended: str = "") -> None:

@@ -1,5 +1,7 @@
 """Where the page is, and who may see it; words that are none."""
 
+import socket
+
 import pytest
 from studio_jobs import free_port, new_picture, status
 
@@ -26,6 +28,16 @@ def test_others_need_a_password(tmp_path, engine, monkeypatch):
             assert status(url + path) == 401
         assert status(f"{url}login", b"username=me&password=wrong") == 400
         assert status(f"{url}login", b"username=me&password=secret") == 200
+
+
+def test_a_port_that_is_taken_is_told(tmp_path, engine):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        address = Address("127.0.0.1", taken.getsockname()[1], None)
+        told = r"--port \d+: .*in use; name another port"
+        with pytest.raises(DiffstylerError, match=told), server.opened(engine, Folder(tmp_path / "other"), address):
+            pass
 
 
 @pytest.mark.parametrize(

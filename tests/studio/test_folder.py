@@ -48,6 +48,21 @@ def test_large_ones_are_refused_before_they_are_decoded(folder, upload, bound, t
     assert not list(folder.files.rglob("*.png"))
 
 
+def test_an_upload_is_gone_whatever_it_was(folder):
+    good, bad, long = (folder.uploads / name for name in ("photo.png", "notes.jpg", "strip.png"))
+    Image.new("RGB", (60, 40)).save(good)
+    bad.write_text("no picture")
+    Image.new("RGB", (400, 20)).save(long)
+    kept = folder.keep_picture(good)
+    with pytest.raises(ImageError, match=r"^notes\.jpg: expected a picture"):
+        folder.keep_picture(bad)
+    with pytest.raises(ImageError, match=r"^strip\.png: expected an aspect of at most 4:1, got 400 x 20"):
+        folder.keep_picture(long)
+    assert list(folder.uploads.iterdir()) == []
+    assert kept.is_file()
+    assert not folder.uploads.is_relative_to(folder.files)
+
+
 def test_what_is_no_picture_is_said_as_the_commands_say_it(folder, upload):
     upload.write_bytes(b"nothing")
     with pytest.raises(ImageError) as by_page:

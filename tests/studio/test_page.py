@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from pathlib import Path
+from urllib.request import Request, urlopen
 
 import numpy as np
 import pytest
@@ -228,6 +229,8 @@ def test_a_phone_sees_all_of_it_and_what_is_missing_is_said(page, site):
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), tab
     page.get_by_role("button", name="Restyle", exact=True).last.click()
     tell(page, "first drop a photograph")
+    photograph(page, site.upload("photo"))
+    page.locator(".told:visible", has_text="first drop a photograph").wait_for(state="hidden")
     broken = site.path / "broken.png"
     broken.write_bytes(b"nothing")
     give(page, broken)
@@ -244,6 +247,29 @@ def test_nothing_beside_the_files_is_served(site):
         403,
         404,
     )
+
+
+def test_other_sites_ask_in_vain(site):
+    """One whose name was turned to this machine, and one that sends forms here."""
+    here = site.url.rpartition("//")[2].strip("/")
+    config = f"{site.url}config"
+    for headers in ({}, {"Host": "localhost:7860"}, {"Origin": f"http://{here}"}, {"Host": "[::1]:7860"}):
+        assert status(config, **headers) == 200
+    for headers in ({"Host": "evil.example"}, {"Origin": "https://evil.example"}, {"Origin": "null"}):
+        assert status(config, **headers) == 403
+        assert status(f"{site.url}gradio_api/upload", b"", **headers) == 403
+
+
+def test_what_was_sent_runs_nothing_in_a_browser(site):
+    body = (
+        b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.html"\r\n\r\n<script>1</script>\r\n--x--\r\n'
+    )
+    request = Request(f"{site.url}gradio_api/upload", body, {"Content-Type": "multipart/form-data; boundary=x"})
+    with urlopen(request) as answer:
+        (path,) = json.loads(answer.read())
+    with urlopen(f"{site.url}gradio_api/file={path}") as answer:
+        assert answer.headers["Content-Security-Policy"] == "sandbox; default-src 'none'"
+        assert answer.headers["X-Content-Type-Options"] == "nosniff"
 
 
 def test_uploads_are_bounded(site):

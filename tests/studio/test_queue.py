@@ -97,3 +97,25 @@ def test_a_file_that_is_no_queue_is_said(folder):
     folder.queue.write_bytes(b"something else " * 100)
     with pytest.raises(DiffstylerError, match=r"studio\.sqlite: expected the queue of a studio"):
         JobQueue(folder.queue)
+
+
+def test_jobs_of_one_press_are_there_at_once(queue, folder, monkeypatch):
+    """Another process that claims in the middle gets none of them, or all."""
+    other, seen = JobQueue(folder.queue), []
+    monkeypatch.setattr("diffstyler.studio.queue.json.dumps", lambda value: seen.append(len(other.all("fit"))) or "{}")
+    made = queue.submit_all("fit", "me", [{}, {}, {}])
+    assert seen == [0, 0, 0]
+    assert ids(other.all("fit")) == ids(made)
+
+
+def test_who_died_is_seen_until_another_one_takes_over(queue):
+    job = fit(queue, "a")
+    queue.claim()
+    queue.begin(job.id, "learning the style")
+    queue.progress(job.id, 2, 5)
+    queue.interrupted("the worker ended")
+    job = queue.get(job.id)
+    assert (job.state, job.note, job.total, job.seconds_left) == ("running", "the worker ended", 0, None)
+    queue.recover()
+    assert ids(queue.claim()) == [job.id]
+    assert queue.get(job.id).note == ""

@@ -138,6 +138,19 @@ def test_what_goes_wrong_is_said_as_the_commands_say_it(worker, queue, folder, s
     assert queue.get(nowhere.id).note == str(by_command.value)
 
 
+def test_what_nobody_foresaw_fails_its_job_and_no_other(worker, queue, folder, studio, monkeypatch):
+    photograph, gold = folder.keep_picture(studio / "photo.png"), folder.keep_picture(studio / "gold.png")
+    region = {"name": "gold", "picture": str(gold)}
+    words = queue.submit("restyle", "me", restyle_request(photograph, {**region, "mask": "x " * 200}))
+    broken = queue.submit("restyle", "me", {"content": str(photograph)})
+    fine = queue.submit("restyle", "me", restyle_request(photograph, region))
+    while worker.step():
+        pass
+    assert [queue.get(job.id).state for job in (words, broken, fine)] == ["failed", "failed", "done"]
+    assert "expected words of at most" in queue.get(words.id).note
+    assert "something went wrong that should not (KeyError: 'regions')" in queue.get(broken.id).note
+
+
 def test_a_comparison_has_a_cell_for_each_value_with_figures(worker, queue, folder, studio):
     gold = {"name": "gold", "picture": str(folder.keep_picture(studio / "gold.png"))}
     request = restyle_request(folder.keep_picture(studio / "photo.png"), gold)
