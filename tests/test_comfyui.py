@@ -223,3 +223,9 @@ def test_the_workflow_fits_the_nodes(nodes):
         assert number in by_id[source]["outputs"][output]["links"]
         assert by_id[target]["inputs"][place]["link"] == number
         assert by_id[source]["outputs"][output]["type"] == by_id[target]["inputs"][place]["type"] == type_
+
+
+def test_a_model_stays_loaded_until_another_one_is_named(nodes, tiny_dir, tiny_dirs):
+    one = nodes._stylizer(str(tiny_dir), num_inference_steps=1).backbone
+    assert nodes._stylizer(str(tiny_dir), num_inference_steps=2).backbone is one
+    assert nodes._stylizer(str(tiny_dirs["v_prediction"])).backbone is not one

@@ -5,6 +5,7 @@ Copy or link this folder into ``ComfyUI/custom_nodes`` and install diffstyler in
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 from PIL import Image
 
 if TYPE_CHECKING:
-    from diffstyler import Stylizer
+    from diffstyler import StableDiffusion, Stylizer
 
 #: a LoRA of the graph, and a region: its mask (H, W) in [0, 1], None = everything, and its LoRA
 Lora = str
@@ -143,10 +144,18 @@ NODE_DISPLAY_NAME_MAPPINGS = {
 
 def _stylizer(model: str, **settings: float) -> Stylizer:
     """LoRAs without a picture beside them start from the content alone."""
-    from diffstyler import StableDiffusion, Stylizer
+    from diffstyler import Stylizer
     from diffstyler.diffusion.initial import FromContent
 
-    return Stylizer(StableDiffusion(model), output_dir=None, initial=FromContent(), **settings)  # type: ignore[arg-type]
+    return Stylizer(_backbone(model), output_dir=None, initial=FromContent(), **settings)  # type: ignore[arg-type]
+
+
+@lru_cache(maxsize=1)
+def _backbone(model: str) -> StableDiffusion:
+    """Stays loaded from one node to the next, and from one run to the next, until another model is named."""
+    from diffstyler import StableDiffusion
+
+    return StableDiffusion(model)
 
 
 def _picture(pixels: torch.Tensor) -> Image.Image:
