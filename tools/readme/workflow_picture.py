@@ -51,7 +51,7 @@ def draw(workflow: dict) -> Figure:
             (x, y - LINE), width, height + LINE, "round,pad=0,rounding_size=8", facecolor="#353535", edgecolor="#5a5a5a"
         )
         axes.add_patch(box)
-        axes.text(x + 10, y - LINE / 2, TITLES.get(node["type"], node["type"]), color="white", va="center", size=9)
+        axes.text(x + 10, y - LINE / 2, str(TITLES.get(node["type"], node["type"])), color="white", va="center", size=9)
         for side, align, shift in (("inputs", "left", 10), ("outputs", "right", -10)):
             for index, own in enumerate(node.get(side) or []):
                 at = slot(node, side, index)
