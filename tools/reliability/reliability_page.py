@@ -32,9 +32,8 @@ Not promised: damage inside a JPEG that happens to be valid code is not told (of
 random, one in five). A LoRA fitted beside others is bitwise the same at equal widths of the pack alone; a run of
 fewer LoRAs than `data.pack_size` narrows it.
 
-A million rows (a CSV of 54 MB over 100 pictures and 10 LoRAs) take 47 s of a CPU core to be read. All that
-`diffstyler check predict` does of a million (over 100 pictures and 3 LoRAs, by the clock of the process) took 61 s
-and 315 MB beside the imported libraries, of which reading the manifest 53 s and 289 MB.
+A million rows (a CSV over 100 pictures and 3 LoRAs, each row with a mask and a seed): all that `diffstyler check
+predict` does of them took 47 s of one CPU core and 326 MB beside the imported libraries, most of it for the manifest.
 
 A picture of 9400 x 9400 pixels with a mask file as large (peak of a predict of its own process, tiny model, CPU): 3.5
 GiB, where a small picture takes 1.1.
