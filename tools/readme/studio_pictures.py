@@ -42,9 +42,15 @@ def studio(folder: Path) -> Iterator[str]:
 
 
 def keep(page: Page, path: Path) -> None:
+    """The whole page; of a result down to what can be downloaded, for the command below it names this run's folder."""
     page.mouse.move(0, 0)
     page.wait_for_timeout(1500)
-    Image.open(io.BytesIO(page.screenshot(full_page=True))).convert("RGB").save(path, quality=85)
+    picture = Image.open(io.BytesIO(page.screenshot(full_page=True))).convert("RGB")
+    last = page.get_by_role("button", name="Manifest")
+    if last.is_visible() and (box := last.bounding_box()):
+        bottom = round(box["y"] + box["height"] + page.evaluate("scrollY"))
+        picture = picture.crop((0, 0, picture.width, min(picture.height, bottom + 8)))
+    picture.save(path, quality=85)
 
 
 def photograph(page: Page, name: str) -> None:
