@@ -3,7 +3,6 @@
 import json
 import multiprocessing
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -93,17 +92,24 @@ def load_pictures(directory: Path, kind: str, rank: int, ranks: int) -> Tensor:
     return torch.cat([_as_channels(chunk) for chunk in chunks])
 
 
-def read_scenes(directory: Path, size: int, rank: int, ranks: int) -> Iterator[Scenes]:
-    """This rank's share of the scenes of one size, chunk by chunk."""
-    for path in _chunks(directory, f"scenes-{size}", rank, ranks):
-        arrays = np.load(path)
-        names = [json.loads(str(name)) for name in arrays["names"]]
-        yield Scenes(
-            _as_channels(arrays["pictures"]),
-            [style for style, *_ in names],
-            [tuple(words) for _, *words in names],
-            torch.from_numpy(arrays["places"]),
-        )
+def scene_chunks(directory: Path, rank: int, ranks: int) -> list[Path]:
+    """This rank's share of the chunks of scenes that are there by now, of all sizes, in the order of their seeds."""
+    seeds = {path: int(path.stem.rsplit("-", 1)[1]) for path in directory.glob("scenes-*.npz")}
+    return sorted(
+        (path for path in seeds if seeds[path] // CHUNK // LARGE_EVERY % ranks == rank), key=seeds.__getitem__
+    )
+
+
+def read_scenes(path: Path) -> Scenes:
+    """What `render` wrote into one chunk."""
+    arrays = np.load(path)
+    names = [json.loads(str(name)) for name in arrays["names"]]
+    return Scenes(
+        _as_channels(arrays["pictures"]),
+        [style for style, *_ in names],
+        [tuple(words) for _, *words in names],
+        torch.from_numpy(arrays["places"]),
+    )
 
 
 def _chunks(directory: Path, stem: str, rank: int, ranks: int) -> list[Path]:

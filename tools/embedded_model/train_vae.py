@@ -15,7 +15,7 @@ from painting import STYLES, paint
 from rendered import SIZES, load_pictures
 from torch import Tensor, nn
 from torch.nn import functional
-from training import Clock, Ranks, compile_if_possible, follow, report, set_learning_rate
+from training import Clock, Ranks, clip, compile_if_possible, flat_gradients, follow, report, set_learning_rate
 from world import render_scene
 
 CROP = 128
@@ -45,6 +45,7 @@ def train_vae(options: argparse.Namespace) -> None:
     ranks.share(vae)
     average = copy.deepcopy(vae).requires_grad_(False)
     report(f"vae: {sum(p.numel() for p in vae.parameters()) / 1e6:.2f} M parameters")
+    gradients = flat_gradients(vae.parameters())
     optimizer = torch.optim.AdamW(
         vae.parameters(), lr=0.0, weight_decay=0.0, betas=(0.9, 0.99), fused=device.type == "cuda"
     )
@@ -59,10 +60,10 @@ def train_vae(options: argparse.Namespace) -> None:
         sharp = functional.l1_loss(decoded, pixels) + 0.25 * spectral_l1(decoded, pixels)
         loss = (1 - square) * sharp + (0.4 - 0.3 * square) * gradient_l1(decoded, pixels)
         loss = loss + square * 10 * error + options.kl_weight * kl
-        optimizer.zero_grad(set_to_none=True)
+        gradients.zero_()
         loss.backward()
-        ranks.average_gradients(vae.parameters())
-        nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        ranks.average(gradients)
+        clip(gradients, 1.0)
         optimizer.step()
         return loss.detach(), error.detach(), kl.detach()
 

@@ -25,6 +25,11 @@ class Ranks:
     count: int
     device: torch.device
 
+    @property
+    def place(self) -> tuple[int, int]:
+        """The rank and how many there are."""
+        return self.rank, self.count
+
     @classmethod
     def join(cls, device: str, seed: int) -> "Ranks":
         rank, count = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
@@ -46,14 +51,11 @@ class Ranks:
             for tensor in (*module.parameters(), *module.buffers()):
                 distributed.broadcast(tensor.detach(), 0)
 
-    def average_gradients(self, parameters: Iterable[Tensor]) -> None:
-        if self.count == 1:
-            return
-        gradients = [p.grad for p in parameters if p.grad is not None]
-        flat = torch.cat([g.flatten() for g in gradients])
-        distributed.all_reduce(flat)
-        parts = (flat / self.count).split([g.numel() for g in gradients])
-        torch._foreach_copy_(gradients, [part.view_as(g) for part, g in zip(parts, gradients, strict=True)])
+    def average(self, gradients: Tensor) -> None:
+        """Replace `gradients` by their mean over the ranks."""
+        if self.count > 1:
+            distributed.all_reduce(gradients)
+            gradients /= self.count
 
     def agree(self, value: float) -> float:
         """The first rank's value, on all."""
@@ -111,6 +113,64 @@ def compile_if_possible(network: nn.Module, trial: Callable[[nn.Module], object]
         return network
     report("compiled")
     return compiled  # type: ignore[return-value]
+
+
+class Recorded:
+    """A function of tensors of fixed shapes; on CUDA its kernels are recorded once and then start as one graph.
+
+    What it returns is overwritten by the next call.
+    """
+
+    def __init__(self, function: Callable[..., tuple[Tensor, ...]], tensors: Sequence[Tensor]) -> None:
+        self.function, self.graph = function, None
+        if tensors[0].device.type != "cuda":
+            return
+        self.tensors = [tensor.clone() for tensor in tensors]
+        try:
+            self._record()
+        except RuntimeError as error:  # something in it asks the device: it runs as it is
+            report(f"not recorded ({type(error).__name__}: {str(error)[:300]})")
+
+    def _record(self) -> None:
+        function = self.function
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(2):
+                function(*self.tensors)
+        torch.cuda.current_stream().wait_stream(stream)
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            self.result = function(*self.tensors)
+        self.graph = graph
+
+    def __call__(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        if self.graph is None:
+            return self.function(*tensors)
+        torch._foreach_copy_(self.tensors, list(tensors))
+        self.graph.replay()
+        return self.result
+
+
+def flat_gradients(parameters: Iterable[nn.Parameter]) -> Tensor:
+    """Zeros that hold the gradients of all `parameters`, in one row; each `grad` becomes a view of it."""
+    parameters = list(parameters)
+    flat = torch.zeros(sum(p.numel() for p in parameters), device=parameters[0].device)
+    for p, part in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
+        if p.dim() == 4 and p.is_contiguous(memory_format=torch.channels_last):
+            rows, channels, height, width = p.shape
+            p.grad = part.view(rows, height, width, channels).permute(0, 3, 1, 2)
+        else:
+            p.grad = part.view_as(p)
+    return flat
+
+
+def clip(gradients: Tensor, norm: float) -> None:
+    """Scale `gradients` to at most `norm`; make them zero where they are not finite."""
+    length = gradients.norm()
+    scaled = gradients * (norm / (length + 1e-6)).clamp(max=1)
+    torch.where(length.isfinite(), scaled, torch.zeros_like(scaled), out=gradients)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
