@@ -23,6 +23,7 @@ from diffstyler.images import to_tensor
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.filterwarnings("ignore:GPU available but not used"),  # these compare it with the CPU
+    pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores"),  # the compiler would like to round to ten bits
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
 ]
 
