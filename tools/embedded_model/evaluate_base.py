@@ -25,8 +25,8 @@ SHEET_WORDS = (
 STEPS, GUIDANCE = 50, 3.0
 
 
-def evaluate(model: Path, sheet: Path, renders: int, device: str) -> None:
-    """Print a table of measures for the pipeline directory `model` and write its samples to `sheet`."""
+def evaluate(model: Path, sheet: Path | None, renders: int, device: str) -> None:
+    """Print a table of measures for the pipeline directory `model` and write samples to `sheet`, if any."""
     pipeline = StableDiffusionPipeline.from_pretrained(str(model), dtype=torch.float32, safety_checker=None)
     pipeline = pipeline.to(device)
     pipeline.set_progress_bar_config(disable=True)
@@ -44,7 +44,8 @@ def evaluate(model: Path, sheet: Path, renders: int, device: str) -> None:
     decibels = round_trip_psnr(pipeline.vae, list(photographs.values()))
     for name, psnr in zip([*photographs, "mean of the three"], [*decibels, np.mean(decibels)], strict=True):
         print(f"{name:<24}{psnr:>16.2f}", flush=True)
-    draw_samples(pipeline).save(sheet)
+    if sheet is not None:
+        draw_samples(pipeline).save(sheet)
 
 
 def real_photographs(size: int = 256) -> dict[str, np.ndarray]:

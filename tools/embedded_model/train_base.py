@@ -59,7 +59,7 @@ def parse_arguments() -> argparse.Namespace:
     export.add_argument("--out", type=Path, required=True)
     evaluation = commands.add_parser("evaluate", help="measure a pipeline directory and draw samples")
     evaluation.add_argument("model", type=Path)
-    evaluation.add_argument("--sheet", type=Path, default=Path("samples.png"), help="where the sample sheet goes")
+    evaluation.add_argument("--sheet", type=Path, help="where a sheet of samples goes, which takes long")
     evaluation.add_argument("--renders", type=int, default=16, help="held-out scenes to measure on")
     evaluation.add_argument("--device", default="cpu")
     return parser.parse_args()
