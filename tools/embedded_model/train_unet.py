@@ -5,7 +5,7 @@ import copy
 import math
 import threading
 import time
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from functools import partial
@@ -19,19 +19,10 @@ from diffusers import AutoencoderKL
 from grounding import PLACED, grounding_loss, word_tokens
 from rendered import CHUNK, LARGE_EVERY, PAINTED_PER_SCENE, SIZES, Scenes, read_scenes, scene_chunks
 from torch import Tensor, nn
-from training import (
-    Clock,
-    Ranks,
-    Recorded,
-    clip,
-    compile_if_possible,
-    flat_gradients,
-    follow,
-    report,
-    set_learning_rate,
-)
+from training import Clock, Ranks, clip, compile_if_possible, flat_gradients, follow, report, set_learning_rate
 from transformers import CLIPTokenizer
 
+from diffstyler.cuda import Captured
 from diffstyler.masking.attention import AttentionRecorder
 
 CAPTIONS_PER_PICTURE = 4
@@ -110,7 +101,9 @@ class Feed(threading.Thread):
                 torch.cuda.set_stream(torch.cuda.Stream())
             with ThreadPoolExecutor(3) as readers:
                 while any(table.count < len(table.latents) for table in self.tables):
-                    new = [p for p in scene_chunks(self.directory, *self.ranks.place) if p not in self.done]
+                    new = [
+                        p for p in scene_chunks(self.directory, self.ranks.rank, self.ranks.count) if p not in self.done
+                    ]
                     for at in range(0, len(new), 8):
                         for scenes in readers.map(read_scenes, new[at : at + 8]):
                             self._add(scenes)
@@ -209,43 +202,53 @@ def train_unet(options: argparse.Namespace) -> None:
         told = weights > 0
         return (error * told).sum().detach() / told.sum().clamp(min=1), grounding.detach()
 
-    def step(key: Hashable, unet: nn.Module, batch: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """One step on a batch; those of one `key` have one shape."""
-        if key not in recorded:
-            with feed.recording:
-                recorded[key] = Recorded(partial(learn, unet), batch)
-        error, grounding = recorded[key](*batch)
+    def learning(unet: nn.Module) -> Callable[[Sequence[Tensor]], tuple[Tensor, Tensor]]:
+        """`learn` with this network; on CUDA recorded for each shape of batch."""
+
+        def function(batch: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+            return learn(unet, *batch)
+
+        return Captured(function) if device.type == "cuda" else function
+
+    def step(
+        learn_from: Callable[[Sequence[Tensor]], tuple[Tensor, Tensor]], batch: list[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        key = (learn_from, tuple(tensor.shape for tensor in batch))
+        with nullcontext() if key in known else feed.recording:
+            error, grounding = learn_from(batch)
+        known.add(key)
         ranks.average(gradients)
         clip(gradients, 1.0)
         optimizer.step()
         return error.clone(), grounding.clone()
 
-    recorded: dict[Hashable, Recorded] = {}
+    known: set[Hashable] = set()
     feed.begin()
     small, large = feed.tables
     draw_whole = partial(draw_batch, small, options.batch, grounded=False)
     few = max(1, options.batch // GROUNDED)
-    unet, compiled = denoiser.unet, not options.compile
+    learn_where, learn_whole = learning(denoiser.unet), learning(denoiser.unet)
+    compiled = not options.compile
     clock.begin(reserve=min(15, 0.1 * 60 * options.minutes))
     i, seen, total, began, errors, grounding = 0, 0, 0, time.monotonic(), [], torch.zeros(())
     while (progress := clock.progress()) < 1:
         feed.check()
         if not compiled and i % 16 == 0 and ranks.agree(options.compile_when is None or options.compile_when.exists()):
-            recorded.clear()
             with feed.recording:
                 unet = compile_if_possible(denoiser.unet, lambda network: learn(network, *draw_whole()), wanted=True)
-            compiled = True
+            learn_whole, compiled = learning(unet), True
+            known.clear()  # what was recorded of the network as it was is free now
         rate = min(1, (i + 1) / 300) * max(0.01, min(1, 2 * (1 - progress)))
         set_learning_rate(optimizer, options.learning_rate * rate)
         turn, count = i % 12, options.batch
         if turn == 5:
             count, cut = few, None if i % 24 == 5 else CUTS[int(shapes.integers(len(CUTS)))]
-            error, grounding = step(("small", cut), denoiser.unet, draw_batch(small, count, grounded=True, cut=cut))
+            error, grounding = step(learn_where, draw_batch(small, count, grounded=True, cut=cut))
         elif turn == 11:
             count = few
-            error, grounding = step("large", denoiser.unet, draw_batch(large, count, grounded=True))
+            error, grounding = step(learn_where, draw_batch(large, count, grounded=True))
         else:
-            error, _ = step("whole", unet, draw_whole())
+            error, _ = step(learn_whole, draw_whole())
             errors.append(error)
         i, seen = i + 1, seen + count * ranks.count
         follow(average, denoiser, i, most=0.999)

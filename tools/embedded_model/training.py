@@ -25,11 +25,6 @@ class Ranks:
     count: int
     device: torch.device
 
-    @property
-    def place(self) -> tuple[int, int]:
-        """The rank and how many there are."""
-        return self.rank, self.count
-
     @classmethod
     def join(cls, device: str, seed: int) -> "Ranks":
         rank, count = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
@@ -113,44 +108,6 @@ def compile_if_possible(network: nn.Module, trial: Callable[[nn.Module], object]
         return network
     report("compiled")
     return compiled  # type: ignore[return-value]
-
-
-class Recorded:
-    """A function of tensors of fixed shapes; on CUDA its kernels are recorded once and then start as one graph.
-
-    What it returns is overwritten by the next call.
-    """
-
-    def __init__(self, function: Callable[..., tuple[Tensor, ...]], tensors: Sequence[Tensor]) -> None:
-        self.function, self.graph = function, None
-        if tensors[0].device.type != "cuda":
-            return
-        self.tensors = [tensor.clone() for tensor in tensors]
-        try:
-            self._record()
-        except RuntimeError as error:  # something in it asks the device: it runs as it is
-            report(f"not recorded ({type(error).__name__}: {str(error)[:300]})")
-
-    def _record(self) -> None:
-        function = self.function
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(2):
-                function(*self.tensors)
-        torch.cuda.current_stream().wait_stream(stream)
-        torch.cuda.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            self.result = function(*self.tensors)
-        self.graph = graph
-
-    def __call__(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        if self.graph is None:
-            return self.function(*tensors)
-        torch._foreach_copy_(self.tensors, list(tensors))
-        self.graph.replay()
-        return self.result
 
 
 def flat_gradients(parameters: Iterable[nn.Parameter]) -> Tensor:
