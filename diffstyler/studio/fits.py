@@ -95,7 +95,7 @@ class Fits:
         picture, preview = Path(job.request["picture"]), job.result.get("preview")
         images = [f'<img src="{escape(url(picture))}" alt="The style picture">' if picture.is_file() else ""]
         if preview:
-            source = escape(url(Path(preview), job.result["looks"]))
+            source = escape(url(Path(preview)))
             images.append(f'<img src="{source}" alt="What the LoRA draws after {job.result["looks"]} steps">')
         else:
             images.append('<div class="empty quiet">what it draws is seen here</div>')

@@ -271,7 +271,7 @@ class Restyle:
         seen = f"{job.id} {job.state} {job.done} {job.note} {job.result.get('looks')} {before}"
         look = ""
         if job.is_open and "preview" in job.result:
-            source = escape(url(Path(job.result["preview"]), job.result["looks"]))
+            source = escape(url(Path(job.result["preview"])))
             look = (
                 f'<div class="look"><p class="quiet">on the way:</p><img src="{source}" alt="The picture so far"></div>'
             )

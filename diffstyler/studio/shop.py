@@ -152,9 +152,9 @@ class Shop:
 BLANK = "data:image/gif;base64,R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7"
 
 
-def url(path: Path, version: object = "") -> str:
-    """Where the page has a file of the studio."""
-    return f"gradio_api/file={quote(str(path))}" + (f"?{version}" if version != "" else "")
+def url(path: Path) -> str:
+    """Where the page has a file of the studio; none of these is ever written anew while it may be read."""
+    return f"gradio_api/file={quote(str(path))}"
 
 
 def told(text: object, *, wrong: bool = False) -> str:

@@ -287,7 +287,8 @@ class Worker:
         return progress
 
     def _show(self, job: Job, picture: Image.Image, number: int) -> None:
-        path = self.folder.job(job.id) / "preview.jpg"
+        # under a name that its pixels give: a browser may be half through the look before
+        path = self.folder.job(job.id) / f"preview-{picture_sha256(picture)}.jpg"
         save_jpeg(picture, path)
         self.queue.show(job.id, preview=str(path), looks=number)
 

@@ -39,10 +39,21 @@ def test_a_picture_and_its_manifest_that_makes_it_again(worker, queue, folder, s
     job = queue.submit("restyle", "me", request)
     notes, begin = [], worker.queue.begin
     monkeypatch.setattr(worker.queue, "begin", lambda id, note: (notes.append(note), begin(id, note)))
+    shown, show = {}, worker.queue.show
+
+    def see(id, **seen):
+        show(id, **seen)
+        if "preview" in seen:
+            path = Path(seen["preview"])
+            assert shown.setdefault(path, path.read_bytes()) == path.read_bytes()
+
+    monkeypatch.setattr(worker.queue, "show", see)
     (gold / "thumbnail.png").write_bytes((studio / "gold.png").read_bytes())
     assert worker.step()
     job = queue.get(job.id)
     assert (job.state, job.note) == ("done", "")
+    assert len(shown) > 1  # a browser may be half through a look when the next one comes
+    assert all(path.read_bytes() == look for path, look in shown.items())
     assert notes == ["learning the style of new first", "restyling"]
     assert job.result["looks"] >= 1
     made = load_image(Path(job.result["picture"]))
