@@ -265,6 +265,7 @@ PREDICT = Words(
         "model.masker": "AttentionMasker",
         "model.fusion": "FuseLatents",
         "model.solver": "DDIM",
+        "model.matching": "PatchTransport",
     },
 )
 MASKS = FunctionWords(

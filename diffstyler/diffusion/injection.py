@@ -64,6 +64,9 @@ class Injection(ABC):
 class CrossLoRAInjection(Injection):
     """DiffStyler's injection (v1: fixed, v3: adaptive attention fusion; both: features are replaced).
 
+    Its authors blend queries and keys in half of the steps; with a matching, which brings the style in by itself, more
+    of the content holds.
+
     Args:
         features: fraction of the steps, from the first, in which features are replaced.
         attention: fraction of the steps in which self-attention queries and keys are blended.
@@ -73,7 +76,7 @@ class CrossLoRAInjection(Injection):
     """
 
     features: float = 0.6
-    attention: float = 0.5
+    attention: float = 0.8
     _: KW_ONLY
     adaptive: bool = True
     source_under_style: bool = False

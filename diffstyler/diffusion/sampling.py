@@ -12,6 +12,7 @@ from diffstyler.diffusion.ddim import clean_between
 from diffstyler.diffusion.denoiser import Denoiser, Group, Row
 from diffstyler.diffusion.fusion import FuseLatents, Fusion, shares
 from diffstyler.diffusion.injection import Injection, NoInjection, Rates
+from diffstyler.diffusion.matching import NoMatching, Part, StyleMatching
 from diffstyler.diffusion.solver import DDIM, Before, Solver
 from diffstyler.types import PromptEmbeds, Schedule, Step, Trajectory
 
@@ -40,7 +41,8 @@ class Region:
     ``slot``: the style adapter in the pack, None for the base model. ``mask`` (h, w) in [0, 1] on the latent grid,
     1 = stylize; None = everywhere. Active at the times stop < t / T <= start, and guided at those within
     ``guidance_interval`` (low, high). ``injection``: how the content steers this style. ``source_prompt``: of a source
-    row under this adapter, None where it is as without.
+    row under this adapter, None where it is as without. ``cells`` (n,) int64: where the mask is, None = everywhere;
+    ``look``: E(style picture), None where it is not known.
     """
 
     slot: int | None
@@ -54,6 +56,8 @@ class Region:
     guidance_interval: tuple[float, float] = (0.0, 1.0)
     injection: Injection = field(default_factory=NoInjection)
     source_prompt: PromptEmbeds | None = None
+    cells: torch.Tensor | None = None
+    look: Part | None = None
 
     @property
     def covers_all(self) -> bool:
@@ -104,6 +108,7 @@ def denoise(
     source_prompt: PromptEmbeds,
     fusion: Fusion | None = None,
     solver: Solver | None = None,
+    matching: StyleMatching | None = None,
     *,
     on_step: Callable[[int], None] = lambda pictures: None,
     on_estimate: Callable[[Step, Sequence[torch.Tensor]], None] | None = None,
@@ -117,11 +122,13 @@ def denoise(
         source_prompt: one row, the conditioning of the source rows ("").
         fusion: how the regions and the content become one picture; by default latents are blended.
         solver: how the grid is walked down; by default DDIM.
+        matching: what brings each region nearer to its style picture at each step; by default nothing does.
         on_step: is told after each step how many pictures took it.
         on_estimate: is shown after each step what x_0 each picture is on its way to by now, (C, h, w).
     """
     fusion = fusion if fusion is not None else FuseLatents()
     solver = solver if solver is not None else DDIM()
+    matching = matching if matching is not None else NoMatching()
     before: dict[tuple[int, int], Before | None] = {}  # of each picture's regions
     x = [canvas.latents for canvas in canvases]
     ways = {id(canvas.content): canvas.content.on(schedule) for canvas in canvases}
@@ -142,6 +149,7 @@ def denoise(
             for i, (canvas, plan) in enumerate(zip(canvases, plans, strict=True)):
                 guided = {n: e for part in plan for n, e in _guided(next(noise_preds), canvas.regions, part)}
                 for n, noise_pred in guided.items():
+                    noise_pred = _matched(matching, canvas.regions[n], step, x[i], noise_pred)
                     guided[n], before[i, n] = solver(step, x[i], noise_pred, before.get((i, n)))
                 weights = shares([canvas.regions[n].mask for n in sorted(guided)])
                 x[i] = fusion(step, x[i], contents[i], [guided[n] for n in sorted(guided)], weights)
@@ -237,3 +245,15 @@ def _guided(noise_preds: torch.Tensor, regions: Sequence[Region], part: Steered)
         if guided:
             noise_pred = noise_pred + regions[n].guidance_scale * (next(rows) - noise_pred)
         yield n, noise_pred
+
+
+def _matched(
+    matching: StyleMatching, region: Region, step: Step, x: torch.Tensor, noise_pred: torch.Tensor
+) -> torch.Tensor:
+    """The ε that leads to the x_0 which ``matching`` makes of the predicted one."""
+    if region.look is None or not matching.needs_style:
+        return noise_pred
+    signal, sigma = step.level.signal, step.level.sigma
+    clean = Part((x - sigma * noise_pred) / signal, region.cells)
+    moved = matching(step, clean, region.look, region.strength)
+    return noise_pred if moved is clean.latents else (x - signal * moved) / sigma

@@ -6,11 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch.nn import functional
 
 from diffstyler.cuda import send
 from diffstyler.diffusion.fusion import Fusion
 from diffstyler.diffusion.initial import InitialLatents, initial_latents
 from diffstyler.diffusion.injection import Injection
+from diffstyler.diffusion.matching import Part
 from diffstyler.diffusion.sampling import Canvas, Region
 from diffstyler.predict.adapter_cache import AdapterCache
 from diffstyler.predict.adapter_resolver import AdapterFile
@@ -35,6 +37,7 @@ def compose(
     job: PictureJob,
     content: Trajectory,
     styles: Mapping[AdapterFile, Trajectory],
+    looks: Mapping[AdapterFile, Part],
     adapters: AdapterCache,
     strategies: Strategies,
     begin: Step,
@@ -45,11 +48,13 @@ def compose(
         job: what is to be made, with its masks.
         content: on a grid that holds ``begin``.
         styles: of the regions that start, where the initial latents need them.
+        looks: of the regions, where they are to be matched with their style pictures.
         adapters: where all adapters of the job are loaded.
         strategies: of the run.
         begin: the first step.
     """
-    regions = {r: _region(r, content.clean, adapters, strategies) for r in job.regions if r.finds_something}
+    seen = [region for region in job.regions if region.finds_something]
+    regions = {r: _region(r, looks.get(r.adapter), content.clean, adapters, strategies) for r in seen}
     starting = starting_regions(job, begin)
     z_T = content.at(begin.timestep)
     z_T_styles = [styles[r.adapter].latents[0] if strategies.initial.needs_style else None for r in starting]
@@ -70,7 +75,15 @@ def starting_regions(job: PictureJob, begin: Step) -> Sequence[RegionJob]:
     return [region for region in job.regions if region.finds_something and region.acts_at(begin.time)]
 
 
-def _region(job: RegionJob, latents: torch.Tensor, adapters: AdapterCache, strategies: Strategies) -> Region:
+def part_of(mask: torch.Tensor, latents: torch.Tensor) -> Part:
+    """Where a mask (H, W) of their picture covers most of a cell of latents (C, h, w)."""
+    covered = functional.adaptive_avg_pool2d(mask[None], (latents.shape[1], latents.shape[2]))[0] > 0.5
+    return Part(latents, send(covered.flatten().nonzero()[:, 0], latents.device))
+
+
+def _region(
+    job: RegionJob, look: Part | None, latents: torch.Tensor, adapters: AdapterCache, strategies: Strategies
+) -> Region:
     row, adapter = job.row, job.adapter
     assert row.prompt is not None
     assert row.negative_prompt is not None
@@ -91,6 +104,8 @@ def _region(job: RegionJob, latents: torch.Tensor, adapters: AdapterCache, strat
         stop=row.stop,
         guidance_interval=strategies.guidance_interval,
         injection=strategies.injection.scheduled(row.inject_features, row.inject_attention),
+        cells=None if job.mask is None else part_of(job.mask, latents).cells,
+        look=look,
     )
 
 

@@ -15,7 +15,7 @@ from itertools import groupby
 from pathlib import Path
 
 import torch
-from PIL import ImageOps
+from PIL import Image, ImageOps
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
@@ -47,7 +47,7 @@ class ToInvert:
     """A picture to invert under an adapter, or under the base model, on a grid of ``steps``.
 
     ``sha256`` and ``size`` (height, width) tell it from others; ``pixels`` opens it, (3, H, W) in [-1, 1].
-    ``start_only``: of its trajectory z_T alone is used.
+    ``start_only``: of its trajectory z_T and z_0 alone are used; of 0 steps, which are both.
     """
 
     sha256: str
@@ -88,7 +88,7 @@ class Inverter:
         self.settings = {"model": backbone.fingerprint(), "refinements": refinements, **settings}
 
     def __call__(self, denoiser: Denoiser, pictures: Sequence[ToInvert], device: torch.device) -> list[Trajectory]:
-        """{z_t} of each picture, on the device; at least z_T where no more is used."""
+        """{z_t} of each picture, on the device; at least z_T and z_0 where no more is used."""
         names = [_name(self._key(picture)) for picture in pictures]
         distinct: dict[str, ToInvert] = {}
         for name, picture in zip(names, pictures, strict=True):
@@ -119,6 +119,9 @@ class Inverter:
             )
             for picture in pictures
         ]
+        if pictures[0].steps == 0:
+            nowhere = torch.zeros(0, dtype=torch.int64)
+            return [Trajectory(nowhere, picture.latents[None]) for picture in clean]
         schedule = self.backbone.sampling_schedule(pictures[0].steps)
         return invert(denoiser, clean, schedule, refinements=self.refinements, on_step=self.on_step)
 
@@ -137,18 +140,20 @@ def style_to_invert(path: Path, adapter: AdapterFile, *, resolution: int, multip
 
     Of a picture longer than the models can take, the middle.
     """
-    width, height = image_size(path)
-    cut = min(width, MAX_ASPECT * height), min(height, MAX_ASPECT * width)
-    size = fit_size(cut, resolution, multiple)
+    size = fit_size(_cut(image_size(path)), resolution, multiple)
     sha256 = str(adapter.picture)
-    return ToInvert(
-        sha256,
-        size,
-        lambda: to_tensor(ImageOps.fit(load_image(path), cut), size),
-        adapter,
-        steps,
-        start_only=True,
-    )
+    return ToInvert(sha256, size, lambda: to_tensor(style_image(path), size), adapter, steps, start_only=True)
+
+
+def style_image(path: Path) -> Image.Image:
+    """A style picture; of one longer than the models can take, the middle."""
+    image = load_image(path)
+    return ImageOps.fit(image, _cut(image.size))
+
+
+def _cut(size: tuple[int, int]) -> tuple[int, int]:
+    width, height = size
+    return min(width, MAX_ASPECT * height), min(height, MAX_ASPECT * width)
 
 
 class TrajectoryCache:
@@ -170,7 +175,7 @@ class TrajectoryCache:
         self._starts: OrderedDict[str, Trajectory] = OrderedDict()
 
     def get(self, key: Key, *, start_only: bool = False) -> Trajectory | None:
-        """The trajectory stored under this key, or at least its start; None where it is not known.
+        """The trajectory stored under this key, or at least its ends; None where it is not known.
 
         A file that is not what was put there counts as none, with a warning.
         """
@@ -191,7 +196,7 @@ class TrajectoryCache:
         return self._remember(name, trajectory, start_only)
 
     def put(self, key: Key, trajectory: Trajectory, *, start_only: bool = False) -> None:
-        """Keep it: on disk as it is, in memory its start where no more is used.
+        """Keep it: on disk as it is, in memory its ends where no more is used.
 
         A disk that does not take it is told, and no more: pictures do not need it.
         """
@@ -233,7 +238,7 @@ class TrajectoryCache:
     def _remember(self, name: str, trajectory: Trajectory, start_only: bool) -> Trajectory:
         recent, most = (self._starts, STARTS_KEPT) if start_only else (self._recent, self.in_memory)
         if start_only:
-            trajectory = Trajectory(trajectory.timesteps[:1].clone(), trajectory.latents[:1].clone())
+            trajectory = Trajectory(trajectory.timesteps[:1].clone(), trajectory.latents[[0, -1]])
         recent[name] = trajectory
         while len(recent) > most:
             recent.popitem(last=False)

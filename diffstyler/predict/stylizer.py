@@ -6,7 +6,7 @@ import logging
 import math
 import re
 import time
-from collections.abc import Callable, Iterable, Sequence, Sized
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from concurrent.futures import Future
 from dataclasses import replace
 from inspect import signature
@@ -25,6 +25,7 @@ from diffstyler.diffusion.denoiser import FULL_CELLS, MOST_ROWS, Denoiser
 from diffstyler.diffusion.fusion import FuseLatents, Fusion
 from diffstyler.diffusion.initial import FromContentAdaIN, InitialLatents
 from diffstyler.diffusion.injection import CrossLoRAInjection, Injection
+from diffstyler.diffusion.matching import NoMatching, Part, PatchTransport, StyleMatching
 from diffstyler.diffusion.sampling import denoise
 from diffstyler.diffusion.solver import DDIM, Solver
 from diffstyler.distributed import ended_by_sigterm
@@ -45,8 +46,8 @@ from diffstyler.predict.adapter_resolver import (
     fit_options_of,
     style_picture,
 )
-from diffstyler.predict.canvas import Strategies, compose, starting_regions
-from diffstyler.predict.inverter import Inverter, ToInvert, TrajectoryCache, style_to_invert
+from diffstyler.predict.canvas import Strategies, compose, part_of, starting_regions
+from diffstyler.predict.inverter import Inverter, ToInvert, TrajectoryCache, style_image, style_to_invert
 from diffstyler.predict.picture_job import PictureJob, RegionJob
 from diffstyler.predict.preview import previews
 from diffstyler.predict.progress import PredictProgress
@@ -124,6 +125,8 @@ class Stylizer(lightning.LightningModule):
         solver: how the sampling grid is walked down; by default DDIM.
         injection: how content steers style.
         initial: where the denoising starts; by default from the content's z_T with the style's channel statistics.
+        matching: what brings the picture nearer to the style picture at each step; by default a transport of latent
+            patches.
         content_lora: whether inversion and source row run under the content picture's own LoRA: "found" where the
             library has one, "required" always, "off" never (under the base model).
         lora: which LoRA acts where a picture has several: "newest", or the one whose id (the end of its folder's name)
@@ -164,6 +167,7 @@ class Stylizer(lightning.LightningModule):
         solver: Solver | None = None,
         injection: Injection | None = None,
         initial: InitialLatents | None = None,
+        matching: StyleMatching | None = None,
         content_lora: ContentLoRA = "found",
         lora: str | None = None,
         on_partial_lora: Literal["error", "warn"] = "error",
@@ -222,6 +226,7 @@ class Stylizer(lightning.LightningModule):
         self.solver = solver if solver is not None else DDIM()
         self.injection = injection if injection is not None else CrossLoRAInjection()
         self.initial = initial if initial is not None else FromContentAdaIN()
+        self.matching = matching if matching is not None else PatchTransport()
         self.content_lora: ContentLoRA = content_lora
         self.lora = lora
         self.allow_partial = on_partial_lora == "warn"
@@ -238,6 +243,7 @@ class Stylizer(lightning.LightningModule):
         self.plan: PredictPlan | None = None
         self.checked_elsewhere: CheckedRows | None = None  #: by the process that leads the farm
         self.denoiser: Denoiser | None = None
+        self._style_cells: dict[AdapterFile, torch.Tensor | None] = {}
         self.progress = PredictProgress()
         self.workers = Workers(apart=False)
         self._ahead: tuple[object, list[Future]] | None = None
@@ -292,14 +298,16 @@ class Stylizer(lightning.LightningModule):
         denoiser = self._denoiser()
         with denoiser.injecting():
             contents, styles = self._invert(denoiser, jobs)
+            looks = self._looks(jobs, styles)
             canvases = [
-                compose(job, content, styles, self.adapter_cache, self.strategies, self.begin)
+                compose(job, content, styles, looks, self.adapter_cache, self.strategies, self.begin)
                 for job, content in zip(jobs, contents, strict=True)
             ]
             schedule = self.backbone.sampling_schedule(self.num_inference_steps)
             nothing = self.adapter_cache.embed("")
             watch = {"on_step": self.progress.step, "on_estimate": self._preview(jobs)}
-            latents = denoise(denoiser, canvases, schedule, nothing, self.fusion, self.solver, **watch)
+            how = self.fusion, self.solver, self.matching
+            latents = denoise(denoiser, canvases, schedule, nothing, *how, **watch)
         pictures = [fetch(self.backbone.decode_latents(x_0[None])[0]) for x_0 in latents]
 
         def finished(job: PictureJob, pixels: Callable[[], torch.Tensor]) -> Stylized | Failed:
@@ -338,27 +346,41 @@ class Stylizer(lightning.LightningModule):
     def _invert(
         self, denoiser: Denoiser, jobs: Sequence[PictureJob]
     ) -> tuple[list[Trajectory], dict[AdapterFile, Trajectory]]:
-        """{z_t^c} of each content, and {z_t^s} of each style that a start needs; what is not known yet, together."""
+        """{z_t^c} of each content, and {z_t^s} of each style that a start needs, z_0^s alone of one that the matching
+        needs; what is not known yet, together."""
         contents = [
             ToInvert(
                 job.content_sha256, job.size, lambda job=job: job.pixels, job.content_adapter, self.inversion_steps
             )
             for job in jobs
         ]
-        needed = {r.adapter: r.row for job in jobs for r in starting_regions(job, self.begin)}
+        regions = [region for job in jobs for region in job.regions if region.finds_something]
+        starting = {r.adapter for job in jobs for r in starting_regions(job, self.begin) if self.initial.needs_style}
+        needed = {r.adapter: r.row for r in regions if self.matching.needs_style or r.adapter in starting}
         styles = {
             adapter: style_to_invert(
                 picture,
                 adapter,
                 resolution=self.resolution or self.backbone.resolution,
                 multiple=self.backbone.size_multiple,
-                steps=self.num_inference_steps,
+                steps=self.num_inference_steps if adapter in starting else 0,
             )
-            for adapter, row in (needed.items() if self.initial.needs_style else ())
+            for adapter, row in needed.items()
             if (picture := style_picture(row)) is not None
         }
         inverted = self.inverter(denoiser, [*contents, *styles.values()], self.device)
         return inverted[: len(jobs)], dict(zip(styles, inverted[len(jobs) :], strict=True))
+
+    def _looks(self, jobs: Sequence[PictureJob], styles: Mapping[AdapterFile, Trajectory]) -> dict[AdapterFile, Part]:
+        """E(style picture), and the cells of it that the manifest's ``style_mask`` names, of each style known here."""
+        rows = {region.adapter: region.row for job in jobs for region in job.regions if region.adapter in styles}
+        for adapter, row in rows.items():
+            prompt, picture = parse_mask_prompt(row.style_mask), style_picture(row)
+            if adapter in self._style_cells or isinstance(prompt, Everything) or picture is None:
+                continue
+            mask = find_masks(self.masker, style_image(picture), [prompt], empty=1.0, origin=row.origin)[0]
+            self._style_cells[adapter] = part_of(mask, styles[adapter].clean).cells
+        return {adapter: Part(styles[adapter].clean, self._style_cells.get(adapter)) for adapter in rows}
 
     # ---- a row and its settings
 
@@ -457,6 +479,8 @@ class Stylizer(lightning.LightningModule):
         self.record = {name: describe(strategy) for name, strategy in strategies.items()}
         if not isinstance(self.solver, DDIM):  # told only since there is a choice
             self.record["solver"] = describe(self.solver)
+        if not isinstance(self.matching, NoMatching):
+            self.record["matching"] = describe(self.matching)
         if tuple(self.guidance_interval) != (0.0, 1.0):
             self.record["guidance_interval"] = list(self.guidance_interval)
         if self.writer is not None:
@@ -471,12 +495,18 @@ class Stylizer(lightning.LightningModule):
             self.backbone,
             content_lora=self.content_lora,
             allow_partial=self.allow_partial,
-            needs_style=self.initial.needs_style,
+            needs_style=self.needs_style,
             lora=self.lora,
             fit_options=fit_options_of(self.backbone, str(self.trainer.precision), self._data.manifest),
             on_error=self._data.on_error,
             wrong=self._data.problems,
         )
+
+    @property
+    def needs_style(self) -> list[str]:
+        """The settings that take the style picture, by the value that does not."""
+        taken = {"model.initial FromContent": self.initial, "model.matching NoMatching": self.matching}
+        return [instead for instead, strategy in taken.items() if strategy.needs_style]
 
     @property
     def adapters(self) -> ResolvedAdapters:

@@ -62,7 +62,7 @@ def test_the_reference_preset_of_before_is_the_one_of_today(tmp_path):
     (tmp_path / "before.yaml").write_text(REFERENCE_OF_BEFORE)
     before = PREDICT.cli(["--config", str(tmp_path / "before.yaml"), *CPU]).model
     today = PREDICT.cli(["--config", str(next(c for c in CONFIGS if c.stem == "reference")), *CPU]).model
-    sources = CrossLoRAInjection(source_under_style=True, plain_self_attention_at_sites=True)
+    sources = CrossLoRAInjection(attention=0.5, source_under_style=True, plain_self_attention_at_sites=True)
     outside = CrossLoRAInjection(1.0, 1.0, source_under_style=True)
     for model in (before, today):
         assert model.injection == sources

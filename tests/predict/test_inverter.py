@@ -93,3 +93,14 @@ def test_the_middle_of_a_style_that_is_too_long(tmp_path, size, expected):
     assert asked.size == tuple(made.shape[1:]) == expected
     center = made[:, expected[0] // 2, expected[1] // 2]
     torch.testing.assert_close(center, torch.tensor([-1.0, -1.0, 1.0]), atol=0.2, rtol=0)
+
+
+def test_a_style_that_is_known_gives_the_same_picture(studio, tiny_dir):
+    """Of a known style only the two ends are there: the noise for the start, the picture for the matching."""
+    last = stylize(studio, tiny_dir, row(studio, "tall"), out="alone", rows_per_call=6)
+    for cache_dir in (None, studio / "cache", studio / "cache"):
+        out = f"again{len(list(studio.iterdir()))}"
+        made = stylize(
+            studio, tiny_dir, row(studio), row(studio, "tall"), out=out, cache_dir=cache_dir, rows_per_call=6
+        )
+        assert pixels(made[1]) == pixels(last[0])

@@ -1,7 +1,8 @@
 """Whole pictures: settings have effects, batches do not, failures stay with their rows."""
 
 import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -15,8 +16,10 @@ from diffstyler.backbones import StableDiffusion
 from diffstyler.diffusion.fusion import FuseClean
 from diffstyler.diffusion.initial import FromContent, FromStyle
 from diffstyler.diffusion.injection import CrossLoRAInjection, NoInjection
+from diffstyler.diffusion.matching import NoMatching, PatchTransport, StyleMatching
 from diffstyler.diffusion.solver import DPMSolverMultistep
 from diffstyler.errors import RowsError
+from diffstyler.images import load_image, to_tensor
 from diffstyler.predict.row_check import MissingLoRAError
 from diffstyler.predict.stylizer import Stylizer
 from diffstyler.predict.writer import PredictError
@@ -44,6 +47,10 @@ FIXED = CrossLoRAInjection(0.6, 1.0)
         ({"initial": FromContent()}, {"initial": FromContent(noise=0.5)}),
         ({}, {"initial": FromContent()}),
         ({}, {"initial": FromStyle()}),
+        ({}, {"matching": NoMatching()}),
+        ({}, {"matching": PatchTransport(0.5)}),
+        ({}, {"matching": PatchTransport(patch=1)}),
+        ({}, {"matching": PatchTransport(stop=0.5)}),
         ({}, {"content_lora": "off"}),
         ({}, {"resolution": 128}),
     ],
@@ -133,12 +140,46 @@ def test_a_picture_is_the_same_alone_in_a_batch_and_in_another_order(studio, tin
         assert pixels(a) == pixels(b) == pixels(c)
 
 
-def test_without_fixed_rows_batches_agree_within_a_gray_level(studio, tiny_dir):
+@pytest.mark.parametrize(("matching", "levels"), [(NoMatching(), 1), (PatchTransport(), 4)])
+def test_without_fixed_rows_batches_agree_within_rounding(studio, tiny_dir, matching, levels):
+    """Which a matching enlarges, as every map that widens what is flat."""
     rows = [row(studio), row(studio, style="tomato")]
-    alone = [stylize(studio, tiny_dir, r, out=f"alone{i}")[0] for i, r in enumerate(rows)]
-    together = stylize(studio, tiny_dir, *rows, out="together", batch_size=2)
+    alone = [stylize(studio, tiny_dir, r, out=f"alone{i}", matching=matching)[0] for i, r in enumerate(rows)]
+    together = stylize(studio, tiny_dir, *rows, out="together", batch_size=2, matching=matching)
     for a, b in zip(alone, together, strict=True):
-        assert max(abs(x - y) for x, y in zip(pixels(a), pixels(b), strict=True)) <= 1
+        assert max(abs(x - y) for x, y in zip(pixels(a), pixels(b), strict=True)) <= levels
+
+
+@dataclass(frozen=True)
+class Watched(StyleMatching):
+    """Keeps what it is given."""
+
+    given: ClassVar[list] = []
+
+    def __call__(self, step, clean, style, strength):
+        self.given.append((clean, style, strength))
+        return clean.latents
+
+
+@pytest.mark.parametrize("start", [1.0, 0.5])
+def test_a_region_and_the_part_of_its_style_are_matched(studio, tiny_dir, start):
+    """In a run that takes the style picture for nothing else; of a style that comes late, too."""
+    (folder,) = (studio / "loras").glob("gold-*")
+    look = {"style_mask": "box: 0.0,0.0,0.5,1.0", "style_picture": studio / "gold.png"}
+    half = StyleRegion(folder, start=start, mask="box: 0.0,0.0,1.0,0.5", strength=0.5, **look)
+    Watched.given.clear()
+    made = stylize(studio, tiny_dir, Triple("half", studio / "photo.png", (half,)), matching=Watched())
+    assert len(Watched.given) == (3 if start == 1 else 2)
+    clean, style, strength = Watched.given[-1]
+    assert strength == 0.5
+    height, width = clean.latents.shape[1:]
+    assert clean.cells.tolist() == list(range(height * width // 2))  # the upper half
+    backbone = StableDiffusion(str(tiny_dir)).load()
+    gold = to_tensor(load_image(studio / "gold.png"), tuple(8 * side for side in style.latents.shape[1:]))
+    torch.testing.assert_close(style.latents, backbone.encode_image(gold[None])[0])
+    assert {int(cell) % style.latents.shape[2] for cell in style.cells} == set(range(style.latents.shape[2] // 2))
+    assert json.loads((studio / "out" / "half.json").read_text())["settings"]["matching"] == {"class": "Watched"}
+    assert made[0].size == load_image(studio / "photo.png").size
 
 
 def test_the_cached_trajectory_gives_the_same_picture(studio, tiny_dir):
@@ -159,11 +200,14 @@ def test_sizes_come_back(studio, tiny_dir):
 
 def test_a_style_may_be_a_lora_folder(studio, tiny_dir):
     folder = next((studio / "loras").glob("gold-*"))
-    by_picture = stylize(studio, tiny_dir, row(studio), out="a", initial=FromContent())
     direct = Triple("direct", studio / "photo.png", (StyleRegion(folder),))
-    assert pixels(by_picture[0]) == pixels(stylize(studio, tiny_dir, direct, out="b", initial=FromContent())[0])
-    with pytest.raises(ValueError, match="this LoRA has none beside it"):
-        stylize(studio, tiny_dir, direct, out="c")
+    alone = {"initial": FromContent(), "matching": NoMatching()}
+    assert pixels(stylize(studio, tiny_dir, row(studio), out="a", **alone)[0]) == pixels(
+        stylize(studio, tiny_dir, direct, out="b", **alone)[0]
+    )
+    for instead in ("model.initial FromContent and model.matching NoMatching", "model.matching NoMatching"):
+        with pytest.raises(ValueError, match=f"this LoRA has none beside it.*set {instead}$"):
+            stylize(studio, tiny_dir, direct, out="c", **({} if " and " in instead else {"initial": FromContent()}))
 
 
 def test_a_picture_that_cannot_be_read_does_not_stop_the_others(studio, tiny_dir):
@@ -223,7 +267,7 @@ def test_the_text_encoder_part_of_a_lora_acts_by_its_strength(studio, tiny_dir):
         for name in ("plain", "whole")
         for strength in (1.0, 0.0)
     ]
-    settings = {"initial": FromContent(), "content_lora": "off"}
+    settings = {"initial": FromContent(), "matching": NoMatching(), "content_lora": "off"}
     pictures = stylize(studio, tiny_dir, *rows, **settings)
     assert pixels(pictures[0]) == pixels(pictures[1]) == pixels(pictures[3])
     assert pixels(pictures[2]) != pixels(pictures[3])
