@@ -74,7 +74,7 @@ def resolve_adapters(
     model: str,
     content_lora: ContentLoRA = "found",
     allow_partial: bool = False,
-    needs_style: Sequence[str] = (),
+    needs_style: bool = False,
     lora: str | None = None,
     fit_options: Sequence[str] = (),
     sha256_of: Callable[[Path], str] | None = None,
@@ -87,8 +87,7 @@ def resolve_adapters(
         model: fingerprint of the base model that the LoRAs must have been fitted on.
         content_lora: as of the stylizer.
         allow_partial: keys that no dialect knows are left out.
-        needs_style: where this is not empty, every style needs its picture, though its LoRA be named by a file; what
-            to set so that none does.
+        needs_style: every style needs its picture, though its LoRA be named by a file.
         lora: which one of a picture that has several, as of the stylizer.
         fit_options: what the fit that makes the missing ones is to be told, see :func:`fit_options_of`.
         sha256_of: reads a picture; DiffstylerError where it cannot be.
@@ -108,8 +107,8 @@ def resolve_adapters(
         picture = style_picture(region)
         if picture is None and needs_style:
             raise DiffstylerError(
-                f"{region.style}: the run takes the style picture, and this LoRA has none beside it; name it in the "
-                f"column style_picture, or set {' and '.join(needs_style)}"
+                f"{region.style}: model.initial takes the style picture, and this LoRA has none beside it; name it in "
+                "the column style_picture, or set model.initial to FromContent"
             )
         sha256 = sha256_of(picture) if picture is not None else ""
         is_named = is_picture(region.style)

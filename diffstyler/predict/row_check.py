@@ -41,7 +41,7 @@ def check_rows(
     *,
     content_lora: ContentLoRA,
     allow_partial: bool,
-    needs_style: Sequence[str],
+    needs_style: bool,
     lora: str | None = None,
     fit_options: Sequence[str],
     on_error: OnError,

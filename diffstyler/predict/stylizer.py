@@ -125,8 +125,8 @@ class Stylizer(lightning.LightningModule):
         solver: how the sampling grid is walked down; by default DDIM.
         injection: how content steers style.
         initial: where the denoising starts; by default from the content's z_T with the style's channel statistics.
-        matching: what brings the picture nearer to the style picture at each step; by default a transport of latent
-            patches.
+        matching: what brings the picture nearer to the style picture, where there is one, at each step; by default a
+            transport of latent patches.
         content_lora: whether inversion and source row run under the content picture's own LoRA: "found" where the
             library has one, "required" always, "off" never (under the base model).
         lora: which LoRA acts where a picture has several: "newest", or the one whose id (the end of its folder's name)
@@ -495,18 +495,12 @@ class Stylizer(lightning.LightningModule):
             self.backbone,
             content_lora=self.content_lora,
             allow_partial=self.allow_partial,
-            needs_style=self.needs_style,
+            needs_style=self.initial.needs_style,
             lora=self.lora,
             fit_options=fit_options_of(self.backbone, str(self.trainer.precision), self._data.manifest),
             on_error=self._data.on_error,
             wrong=self._data.problems,
         )
-
-    @property
-    def needs_style(self) -> list[str]:
-        """The settings that take the style picture, by the value that does not."""
-        taken = {"model.initial FromContent": self.initial, "model.matching NoMatching": self.matching}
-        return [instead for instead, strategy in taken.items() if strategy.needs_style]
 
     @property
     def adapters(self) -> ResolvedAdapters:
@@ -660,6 +654,13 @@ class Stylizer(lightning.LightningModule):
         plain = {name: parameter.default for name, parameter in signature(Stylizer).parameters.items()}
         plain |= {"fusion": FuseLatents(), "masker": self.masker if type(self.masker) is AttentionMasker else None}
         idle |= {name for name, nothing in useless.items() if nothing and getattr(self, name) != plain[name]}
+        unmatched = {row.style for row in rows if self.matching.needs_style and style_picture(row) is None}
+        if unmatched:
+            log.warning(
+                "no matching with %s, which has no style picture beside it: name it in the column style_picture, or "
+                "set model.matching NoMatching",
+                " and ".join(sorted(map(str, unmatched))),
+            )
         if idle:
             names = ", ".join(f"model.{name}" for name in sorted(idle))
             log.warning("no effect in this run: %s; what would change by it does not happen", names)

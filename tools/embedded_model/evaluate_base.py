@@ -12,15 +12,28 @@ from PIL import Image, ImageDraw
 from world import render_scene
 
 HELD_OUT_SEED = 10_000_000  # scenes from here on are never trained on
-SHEET_WORDS = (
-    "day, sky, clouds, hill, tree",
-    "sunset, sky, sun, mountain, field, house",
-    "night, sky, moon, hill, pine",
-    "day, sky, mountain, water, boat",
-    "indoors, wall, face, hair, shirt, person",
-    "indoors, table, wall, vase, flower, apple, bottle",
-    "day, sky, building, road, sidewalk, car, person",
-    "indoors, background, cat",
+#: of the sheet of samples: a style and the words of a scene
+SHEET = (
+    ("photo", "day, sky, clouds, hill, tree"),
+    ("photo", "indoors, background, cat"),
+    ("oil", "sunset, sky, sun, mountain, field, house"),
+    ("oil", "indoors, table, wall, vase, flower"),
+    ("watercolor", "day, sky, mountain, water, boat"),
+    ("watercolor", "day, sky, house, tree"),
+    ("pointillism", "day, sky, hill, tree"),
+    ("hatching", "day, sky, house, tree"),
+    ("poster", "night, sky, moon, hill, pine"),
+    ("poster", "day, sky, building, road, car"),
+    ("woodcut", "day, sky, mountain, pine"),
+    ("engraving", "day, sky, mountain, water, boat"),
+    ("pastel", "sunset, sky, sun, hill, field"),
+    ("ink", "night, sky, moon, mountain"),
+    ("knife", "day, sky, clouds, mountain, field"),
+    ("halftone", "indoors, wall, face, hair, shirt, person"),
+    ("glass", "day, sky, sun, hill, house"),
+    ("charcoal", "indoors, table, wall, apple, bottle"),
+    ("embroidery", "day, sky, field, flower"),
+    ("pencil", "day, sky, house, tree"),
 )
 STEPS, GUIDANCE = 50, 3.0
 
@@ -90,26 +103,23 @@ def noise_error(pipeline: StableDiffusionPipeline, pictures: list[np.ndarray], c
     return float(torch.stack(errors).mean())
 
 
-def draw_samples(pipeline: StableDiffusionPipeline, size: int = 256) -> Image.Image:
-    """A sheet with a row for each style and a column for each of `SHEET_WORDS`, labeled."""
-    margin, header = 92, 18
-    sheet = Image.new("RGB", (margin + size * len(SHEET_WORDS), (size + header) * len(TRAINING_STYLES)), "white")
+def draw_samples(pipeline: StableDiffusionPipeline, size: int = 256, columns: int = 5) -> Image.Image:
+    """The pictures of :data:`SHEET`, each with its prompt above it, in rows."""
+    header = 18
+    sheet = Image.new("RGB", (size * columns, (size + header) * -(-len(SHEET) // columns)), "white")
     label = ImageDraw.Draw(sheet)
-    for row, style in enumerate(TRAINING_STYLES):
-        top = row * (size + header)
-        label.text((4, top + size // 2), style, fill="black")
-        generators = [torch.Generator().manual_seed(column) for column in range(len(SHEET_WORDS))]
-        prompts = [f"{PROMPTS[style]} {words}" for words in SHEET_WORDS]
+    for place, (style, words) in enumerate(SHEET):
+        prompt = f"{PROMPTS[style]} {words}"
         images = pipeline(
-            prompts,
+            prompt,
             height=size,
             width=size,
             num_inference_steps=STEPS,
             guidance_scale=GUIDANCE,
-            generator=generators,
+            generator=torch.Generator().manual_seed(place),
             return_dict=False,
         )[0]
-        for column, (words, image) in enumerate(zip(SHEET_WORDS, images, strict=True)):
-            label.text((margin + column * size + 2, top + 3), words, fill="black")
-            sheet.paste(image, (margin + column * size, top + header))
+        left, top = place % columns * size, place // columns * (size + header)
+        label.text((left + 2, top + 3), f"{place + 1}: {prompt.partition(' of ')[0]}: {words}", fill="black")
+        sheet.paste(images[0], (left, top + header))
     return sheet
