@@ -37,7 +37,7 @@ def test_methods_stand_side_by_side_and_are_not_made_again(compare, studio):
     methods = ("default", "sdedit", "style_id")
     rows = compare(*methods)
     assert {name: int(row[2]) for name, row in rows.items()} == {
-        "default": 2 + 2 + 2 * 2 + 1,  # inversion of content and style, two targets a step, a source in the first
+        "default": 2 + 2 + 2 * 2 + 2,  # inversion of content and style, two targets a step, a source in both
         "sdedit": 2,  # the last half of the steps
         "style_id": 2 + 2 + 2 * 3,
     }
