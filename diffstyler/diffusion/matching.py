@@ -129,10 +129,10 @@ class PatchTransport(StyleMatching):
 def _moved(values: Tensor, wanted: Tensor) -> Tensor:
     """Each row of ``values`` (D, n), by an increasing, piecewise linear map of its quantiles to those of ``wanted``
     (D, m). Where values are nearly equal the map is not steeper than FLAT allows, and equal ones stay equal."""
-    if values.is_cuda:
-        order, known = values.argsort(1), wanted.sort(1).values
-    else:  # several times as fast as torch's
+    if values.device.type == "cpu":  # numpy is several times as fast there
         order, known = (torch.from_numpy(made) for made in (values.numpy().argsort(1), np.sort(wanted.numpy(), axis=1)))
+    else:
+        order, known = values.argsort(1), wanted.sort(1).values
     ranked = values.gather(1, order)
     apart = torch.linspace(-FLAT, FLAT, QUANTILES, device=values.device)
     own, other = _quantiles(ranked) + wanted.std(dim=1, keepdim=True) * apart, _quantiles(known)

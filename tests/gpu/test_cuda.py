@@ -17,8 +17,10 @@ from diffstyler.cuda import Captured
 from diffstyler.diffusion.denoiser import Denoiser
 from diffstyler.diffusion.injection import CrossLoRAInjection
 from diffstyler.diffusion.inversion import Clean, invert
+from diffstyler.diffusion.matching import Part, PatchTransport
 from diffstyler.diffusion.sampling import Canvas, Region, denoise
 from diffstyler.images import to_tensor
+from diffstyler.types import NoiseLevel, Step
 
 pytestmark = [
     pytest.mark.gpu,
@@ -68,6 +70,16 @@ def test_the_method_gives_what_the_cpu_gives(tiny):
     expected = made(tiny, "cpu")
     actual = made(tiny, "cuda")
     assert ((actual - expected).norm() / expected.norm()).item() < 1e-3
+
+
+def test_a_matching_gives_what_the_cpu_gives():
+    clean, look = torch.randn(2, 4, 24, 24, generator=torch.Generator().manual_seed(1))
+    cells = torch.arange(300)
+    step = Step(1, 50, 500, 0.5, NoiseLevel(0.7, 0.7), NoiseLevel(0.8, 0.6))
+    expected = PatchTransport()(step, Part(clean, cells), Part(2 * look), 1.0)
+    with torch.autocast("cuda", torch.bfloat16):
+        actual = PatchTransport()(step, Part(clean.cuda(), cells.cuda()), Part(2 * look.cuda()), 1.0)
+    torch.testing.assert_close(actual.cpu(), expected, atol=1e-4, rtol=1e-4)
 
 
 def test_a_fit_gives_what_the_cpu_gives_whatever_its_neighbors(tiny_dir, pictures, tmp_path):
