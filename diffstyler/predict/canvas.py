@@ -37,7 +37,7 @@ def compose(
     job: PictureJob,
     content: Trajectory,
     styles: Mapping[AdapterFile, Trajectory],
-    looks: Mapping[AdapterFile, Part],
+    looks: Mapping[tuple[AdapterFile, str], Part],
     adapters: AdapterCache,
     strategies: Strategies,
     begin: Step,
@@ -54,7 +54,7 @@ def compose(
         begin: the first step.
     """
     seen = [region for region in job.regions if region.finds_something]
-    regions = {r: _region(r, looks.get(r.adapter), content.clean, adapters, strategies) for r in seen}
+    regions = {r: _region(r, looks.get(r.look), content.clean, adapters, strategies) for r in seen}
     starting = starting_regions(job, begin)
     z_T = content.at(begin.timestep)
     z_T_styles = [styles[r.adapter].latents[0] if strategies.initial.needs_style else None for r in starting]

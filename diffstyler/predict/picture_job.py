@@ -44,6 +44,11 @@ class RegionJob:
         return parse_mask_prompt(self.row.mask)
 
     @property
+    def look(self) -> tuple[AdapterFile, str]:
+        """What tells the part of a style picture that it is to look like from others."""
+        return self.adapter, self.row.style_mask
+
+    @property
     def finds_something(self) -> bool:
         return self.mask is None or bool(self.mask.any())
 

@@ -243,7 +243,7 @@ class Stylizer(lightning.LightningModule):
         self.plan: PredictPlan | None = None
         self.checked_elsewhere: CheckedRows | None = None  #: by the process that leads the farm
         self.denoiser: Denoiser | None = None
-        self._style_cells: dict[AdapterFile, torch.Tensor | None] = {}
+        self._style_cells: dict[tuple[AdapterFile, str], torch.Tensor | None] = {}
         self.progress = PredictProgress()
         self.workers = Workers(apart=False)
         self._ahead: tuple[object, list[Future]] | None = None
@@ -371,16 +371,18 @@ class Stylizer(lightning.LightningModule):
         inverted = self.inverter(denoiser, [*contents, *styles.values()], self.device)
         return inverted[: len(jobs)], dict(zip(styles, inverted[len(jobs) :], strict=True))
 
-    def _looks(self, jobs: Sequence[PictureJob], styles: Mapping[AdapterFile, Trajectory]) -> dict[AdapterFile, Part]:
+    def _looks(
+        self, jobs: Sequence[PictureJob], styles: Mapping[AdapterFile, Trajectory]
+    ) -> dict[tuple[AdapterFile, str], Part]:
         """E(style picture), and the cells of it that the manifest's ``style_mask`` names, of each style known here."""
-        rows = {region.adapter: region.row for job in jobs for region in job.regions if region.adapter in styles}
-        for adapter, row in rows.items():
+        rows = {region.look: region.row for job in jobs for region in job.regions if region.adapter in styles}
+        for look, row in rows.items():
             prompt, picture = parse_mask_prompt(row.style_mask), style_picture(row)
-            if adapter in self._style_cells or isinstance(prompt, Everything) or picture is None:
+            if look in self._style_cells or isinstance(prompt, Everything) or picture is None:
                 continue
             mask = find_masks(self.masker, style_image(picture), [prompt], empty=1.0, origin=row.origin)[0]
-            self._style_cells[adapter] = part_of(mask, styles[adapter].clean).cells
-        return {adapter: Part(styles[adapter].clean, self._style_cells.get(adapter)) for adapter in rows}
+            self._style_cells[look] = part_of(mask, styles[look[0]].clean).cells
+        return {look: Part(styles[look[0]].clean, self._style_cells.get(look)) for look in rows}
 
     # ---- a row and its settings
 
