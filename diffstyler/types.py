@@ -118,6 +118,14 @@ class NoiseLevel:
         """z of x0 and ε."""
         return self.signal * clean + self.sigma * noise
 
+    def clean(self, noised: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        """x0 of z and ε."""
+        return (noised - self.sigma * noise) / self.signal
+
+    def noise(self, noised: torch.Tensor, clean: torch.Tensor) -> torch.Tensor:
+        """ε of z and x0."""
+        return (noised - self.signal * clean) / self.sigma
+
     def to(self, tensor: torch.Tensor) -> NoiseLevel:
         """As tensors of this one's device and dtype."""
         values = (torch.as_tensor(value, dtype=tensor.dtype) for value in (self.signal, self.sigma))

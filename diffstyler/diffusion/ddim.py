@@ -12,7 +12,7 @@ def ddim_step(x: torch.Tensor, noise_pred: torch.Tensor, level: NoiseLevel, leve
 
     Song et al. 2021, eq. 12 with η = 0. Downward it denoises, upward it inverts.
     """
-    return level_to.noised((x - level.sigma * noise_pred) / level.signal, noise_pred)
+    return level_to.noised(level.clean(x, noise_pred), noise_pred)
 
 
 def clean_between(x: torch.Tensor, x_to: torch.Tensor, level: NoiseLevel, level_to: NoiseLevel) -> torch.Tensor:

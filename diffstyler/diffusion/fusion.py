@@ -82,9 +82,8 @@ class FuseClean(Fusion):
     """One step towards x0 = Σ M_i x0_i + (1 − Σ M_i) z_0^c: the pull to the content outside is the strongest here."""
 
     def __call__(self, step: Step, x: Tensor, content: Trajectory, noise_preds: Tensors, weights: Tensors) -> Tensor:
-        a, b = step.level.signal, step.level.sigma
-        clean = blend([(x - b * noise_pred) / a for noise_pred in noise_preds], weights, content.clean)
-        return ddim_step(x, (x - a * clean) / b, step.level, step.level_to)
+        clean = blend([step.level.clean(x, noise_pred) for noise_pred in noise_preds], weights, content.clean)
+        return ddim_step(x, step.level.noise(x, clean), step.level, step.level_to)
 
 
 def shares(masks: Sequence[Tensor | None]) -> list[Tensor]:

@@ -78,25 +78,22 @@ class PatchTransport(StyleMatching):
     Args:
         rate: how far, 0 … 1; times the style's strength where that is less than 1.
         patch: side of the patches, in latent cells; odd.
-        stop: nothing is moved at times t / T up to this.
     """
 
     rate: float = 1.0
     _: KW_ONLY
     patch: int = 3
-    stop: float = 0.0
 
     def __post_init__(self) -> None:
-        for name, value in {"rate": self.rate, "stop": self.stop}.items():
-            if not 0 <= value <= 1:
-                raise DiffstylerError(f"matching.{name}: expected a share in 0 … 1, got {value}")
+        if not 0 <= self.rate <= 1:
+            raise DiffstylerError(f"matching.rate: expected a share in 0 … 1, got {self.rate}")
         if self.patch not in (1, 3, 5, 7):
             raise DiffstylerError(f"matching.patch: expected 1, 3, 5 or 7 latent cells, got {self.patch}")
 
     def __call__(self, step: Step, clean: Part, style: Part, strength: float) -> Tensor:
         latents, rate = clean.latents, self.rate * min(1.0, strength)
         sides = (*latents.shape[1:], *style.latents.shape[1:])
-        if rate == 0 or step.time <= self.stop or clean.is_tiny or style.is_tiny or min(sides) < self.patch:
+        if rate == 0 or clean.is_tiny or style.is_tiny or min(sides) < self.patch:
             return latents
         # several threads may add in another order, and a picture is not to depend on how many there are
         threads = one_thread() if latents.device.type == "cpu" else nullcontext()
@@ -135,16 +132,16 @@ def _moved(values: Tensor, wanted: Tensor) -> Tensor:
         order, known = values.argsort(1), wanted.sort(1).values
     ranked = values.gather(1, order)
     apart = torch.linspace(-FLAT, FLAT, QUANTILES, device=values.device)
-    own, other = _quantiles(ranked) + wanted.std(dim=1, keepdim=True) * apart, _quantiles(known)
+    own, other = quantiles(ranked, QUANTILES) + wanted.std(dim=1, keepdim=True) * apart, quantiles(known, QUANTILES)
     place = (torch.searchsorted(own, ranked, right=True) - 1).clamp(0, QUANTILES - 2)
     low, high, to_low, to_high = (q.gather(1, p) for q in (own, other) for p in (place, place + 1))
     share = ((ranked - low) / (high - low).clamp(min=1e-9)).clamp(0, 1)
     return torch.empty_like(values).scatter_(1, order, to_low.lerp(to_high, share))
 
 
-def _quantiles(ranked: Tensor) -> Tensor:
-    """Of rows in order (D, n), (D, QUANTILES)."""
-    places = torch.linspace(0, ranked.shape[1] - 1, QUANTILES, device=ranked.device)
+def quantiles(ranked: Tensor, count: int) -> Tensor:
+    """Of rows in order (D, n), evenly spread from the least to the most, (D, count)."""
+    places = torch.linspace(0, ranked.shape[1] - 1, count, device=ranked.device)
     below = places.floor().long()
     return ranked[:, below].lerp(ranked[:, (below + 1).clamp(max=ranked.shape[1] - 1)], places - below)
 

@@ -253,7 +253,6 @@ def _matched(
     """The ε that leads to the x_0 which ``matching`` makes of the predicted one."""
     if region.look is None or not matching.needs_style:
         return noise_pred
-    signal, sigma = step.level.signal, step.level.sigma
-    clean = Part((x - sigma * noise_pred) / signal, region.cells)
+    clean = Part(step.level.clean(x, noise_pred), region.cells)
     moved = matching(step, clean, region.look, region.strength)
-    return noise_pred if moved is clean.latents else (x - signal * moved) / sigma
+    return noise_pred if moved is clean.latents else step.level.noise(x, moved)

@@ -56,14 +56,13 @@ class DPMSolverMultistep(Solver):
     def __call__(
         self, step: Step, x: torch.Tensor, noise_pred: torch.Tensor, before: Before | None
     ) -> tuple[torch.Tensor, Before]:
-        signal, sigma = step.level.signal, step.level.sigma
-        clean = (x - sigma * noise_pred) / signal
+        clean = step.level.clean(x, noise_pred)
         here = Before(step.level, clean)
         if before is None or (step.count < FEW and step.index == step.count - 1):
             return noise_pred, here
         h, h_before = _lambda(step.level_to) - _lambda(step.level), _lambda(step.level) - _lambda(before.level)
         extrapolated = clean + (clean - before.clean) * float(h / (2 * h_before))
-        return (x - signal * extrapolated) / sigma, here
+        return step.level.noise(x, extrapolated), here
 
 
 #: steps below which the last one is not extrapolated

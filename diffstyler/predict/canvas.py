@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch.nn import functional
 
 from diffstyler.cuda import send
 from diffstyler.diffusion.fusion import Fusion
@@ -75,10 +74,9 @@ def starting_regions(job: PictureJob, begin: Step) -> Sequence[RegionJob]:
     return [region for region in job.regions if region.finds_something and region.acts_at(begin.time)]
 
 
-def part_of(mask: torch.Tensor, latents: torch.Tensor) -> Part:
-    """Where a mask (H, W) of their picture covers most of a cell of latents (C, h, w)."""
-    covered = functional.adaptive_avg_pool2d(mask[None], (latents.shape[1], latents.shape[2]))[0] > 0.5
-    return Part(latents, send(covered.flatten().nonzero()[:, 0], latents.device))
+def cells_of(latent_mask: torch.Tensor) -> torch.Tensor:
+    """The cells that a mask (h, w) on the latent grid covers for the most part, (n,) int64."""
+    return (latent_mask > 0.5).flatten().nonzero()[:, 0]
 
 
 def _region(
@@ -88,9 +86,10 @@ def _region(
     assert row.prompt is not None
     assert row.negative_prompt is not None
     assert row.guidance_scale is not None
-    mask = None
+    mask = cells = None
     if job.mask is not None:
         mask = strategies.fusion.latent_mask(job.mask, (latents.shape[1], latents.shape[2]))
+        cells = send(cells_of(mask), latents.device)
         mask = send(mask.to(latents.dtype), latents.device)
     return Region(
         slot=adapters.slot(adapter),
@@ -104,7 +103,7 @@ def _region(
         stop=row.stop,
         guidance_interval=strategies.guidance_interval,
         injection=strategies.injection.scheduled(row.inject_features, row.inject_attention),
-        cells=None if job.mask is None else part_of(job.mask, latents).cells,
+        cells=cells,
         look=look,
     )
 

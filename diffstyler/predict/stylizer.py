@@ -20,7 +20,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from diffstyler.adapters import LoRALibrary
 from diffstyler.backbones import Backbone, StableDiffusion
-from diffstyler.cuda import Pace, fetch
+from diffstyler.cuda import Pace, fetch, send
 from diffstyler.diffusion.denoiser import FULL_CELLS, MOST_ROWS, Denoiser
 from diffstyler.diffusion.fusion import FuseLatents, Fusion
 from diffstyler.diffusion.initial import FromContentAdaIN, InitialLatents
@@ -46,7 +46,7 @@ from diffstyler.predict.adapter_resolver import (
     fit_options_of,
     style_picture,
 )
-from diffstyler.predict.canvas import Strategies, compose, part_of, starting_regions
+from diffstyler.predict.canvas import Strategies, cells_of, compose, starting_regions
 from diffstyler.predict.inverter import Inverter, ToInvert, TrajectoryCache, style_image, style_to_invert
 from diffstyler.predict.picture_job import PictureJob, RegionJob
 from diffstyler.predict.preview import previews
@@ -243,7 +243,7 @@ class Stylizer(lightning.LightningModule):
         self.plan: PredictPlan | None = None
         self.checked_elsewhere: CheckedRows | None = None  #: by the process that leads the farm
         self.denoiser: Denoiser | None = None
-        self._style_cells: dict[tuple[AdapterFile, str], torch.Tensor | None] = {}
+        self._style_cells: dict[tuple[AdapterFile, str], torch.Tensor] = {}
         self.progress = PredictProgress()
         self.workers = Workers(apart=False)
         self._ahead: tuple[object, list[Future]] | None = None
@@ -381,7 +381,8 @@ class Stylizer(lightning.LightningModule):
             if look in self._style_cells or isinstance(prompt, Everything) or picture is None:
                 continue
             mask = find_masks(self.masker, style_image(picture), [prompt], empty=1.0, origin=row.origin)[0]
-            self._style_cells[look] = part_of(mask, styles[look[0]].clean).cells
+            _, height, width = styles[look[0]].clean.shape
+            self._style_cells[look] = send(cells_of(self.fusion.latent_mask(mask, (height, width))), self.device)
         return {look: Part(styles[look[0]].clean, self._style_cells.get(look)) for look in rows}
 
     # ---- a row and its settings
@@ -619,6 +620,7 @@ class Stylizer(lightning.LightningModule):
             self.guidance_interval,
             self.negative_prompt,
         )
+        self._style_cells.clear()  # of another device
         self.adapter_cache = AdapterCache(self.adapters, self.backbone, allow_partial=self.allow_partial)
         settings = {"precision": str(self.trainer.precision), "rows_per_call": self.rows_per_call}
         settings |= {k: v for k, v in self.backbone.identity().items() if k in {"variant", "config"}}

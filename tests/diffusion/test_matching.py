@@ -93,7 +93,6 @@ def test_a_part_of_the_style_picture_is_the_style():
         (NoMatching(), Part(drawn(0)), 1.0),
         (PatchTransport(0.0), Part(drawn(0)), 1.0),
         (PatchTransport(), Part(drawn(0)), 0.0),
-        (PatchTransport(stop=0.5), Part(drawn(0)), 1.0),
         (PatchTransport(), Part(drawn(0), LEFT[: FEWEST_CELLS - 1]), 1.0),
         (PatchTransport(patch=7), Part(drawn(0, (6, 20))), 1.0),
     ],
@@ -121,7 +120,7 @@ def test_the_number_of_threads_changes_no_bit():
     assert torch.equal(*made)
 
 
-@pytest.mark.parametrize("settings", [{"rate": 1.1}, {"rate": -0.1}, {"stop": 2.0}, {"patch": 2}, {"patch": 9}])
+@pytest.mark.parametrize("settings", [{"rate": 1.1}, {"rate": -0.1}, {"patch": 2}, {"patch": 9}])
 def test_wrong_settings_are_told(settings):
     with pytest.raises(DiffstylerError, match=f"matching.{next(iter(settings))}: expected"):
         PatchTransport(**settings)

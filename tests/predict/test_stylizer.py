@@ -50,7 +50,6 @@ FIXED = CrossLoRAInjection(0.6, 1.0)
         ({}, {"matching": NoMatching()}),
         ({}, {"matching": PatchTransport(0.5)}),
         ({}, {"matching": PatchTransport(patch=1)}),
-        ({}, {"matching": PatchTransport(stop=0.5)}),
         ({}, {"content_lora": "off"}),
         ({}, {"resolution": 128}),
     ],
