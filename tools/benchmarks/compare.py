@@ -1,4 +1,5 @@
-"""Put the method beside its rivals: the same model, pictures and LoRAs; a table, a grid and a Pareto plot.
+"""Put the method beside its rivals: the same model, pictures and LoRAs; a table, a grid and a Pareto plot, and every
+picture's figures in ``figures.csv``.
 
 python tools/benchmarks/compare.py pairs.csv --lora_dir loras --output_dir comparison
 
@@ -10,7 +11,9 @@ it was made by another model, LoRA or setting. An interrupted run goes on by the
 from __future__ import annotations
 
 import argparse
+import csv
 import hashlib
+import io
 import json
 import logging
 import time
@@ -82,6 +85,7 @@ def main() -> None:
     }
     table = comparison(measured, {name: cost_of(folder) for name, folder in folders.items()})
     atomic_write(arguments.output_dir / "comparison.md", table.encode())
+    atomic_write(arguments.output_dir / "figures.csv", by_picture(measured).encode())
     grid(triples, folders).save(arguments.output_dir / "grid.jpg", quality=90)
     pareto(measured).savefig(arguments.output_dir / "pareto.png", dpi=120)
     print(table)
@@ -224,6 +228,17 @@ def comparison(measured: Mapping[str, Figures], costs: Mapping[str, dict]) -> st
             if method != "default":
                 lines.append(against(measured["default"], figures, names, method))
     return "\n".join(lines) + "\n"
+
+
+def by_picture(measured: Mapping[str, Figures]) -> str:
+    """CSV: what the means are of."""
+    table = io.StringIO()
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerow(["method", "id", *FIGURES])
+    for method, figures in measured.items():
+        for id, row in figures.rows.items():
+            writer.writerow([method, id, *(f"{row[name]:.4g}" if name in row else "" for name in FIGURES)])
+    return table.getvalue()
 
 
 def told_cost(cost: Mapping) -> tuple[str, str, str]:
