@@ -60,6 +60,9 @@ class Backbone(nn.Module, ABC):
     _whole: Callable | None = None
     #: the share of attention that a phrase draws at least somewhere in a picture that shows it; 0 = not known
     mask_minimum: float = 0.0
+    #: the mean squared error of ε at t / T = 0.3 above which a picture is unlike those that the model was taught, and
+    #: the share of attention that a phrase draws on average in a place that it names in such a picture; None = unknown
+    mask_unlike: tuple[float, float] | None = None
 
     def __new__(cls, *args: object, **options: object) -> Backbone:
         made = super().__new__(cls)

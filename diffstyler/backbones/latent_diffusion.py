@@ -31,7 +31,7 @@ from diffstyler.errors import DiffstylerError
 from diffstyler.types import NoiseLevel, PromptEmbeds, Schedule
 
 log = logging.getLogger(__name__)
-#: what diffstyler knows of a model, in its directory: {"mask_minimum": …}
+#: what diffstyler knows of a model, in its directory: {"mask_minimum": …, "mask_unlike": […, …]}
 NOTES_NAME = "diffstyler.json"
 #: what CLIP reads of a prompt
 PROMPT_TOKENS = 77
@@ -276,7 +276,9 @@ class LatentDiffusion(Backbone):
         self.num_train_timesteps = len(self.alphas_cumprod)
         notes = self.source.path / NOTES_NAME
         if notes.is_file():
-            self.mask_minimum = json.loads(notes.read_text())["mask_minimum"]
+            known = json.loads(notes.read_text())
+            self.mask_minimum = known["mask_minimum"]
+            self.mask_unlike = tuple(known["mask_unlike"]) if "mask_unlike" in known else None
 
     def _check_schedule(self, scheduler: SchedulerMixin) -> None:
         """Raises:

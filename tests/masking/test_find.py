@@ -8,8 +8,11 @@ import torch
 from jsonargparse import ArgumentParser
 from PIL import Image
 
+from diffstyler.backbones import StableDiffusion
 from diffstyler.cli.main import main
 from diffstyler.errors import DiffstylerError
+from diffstyler.examples import HERE
+from diffstyler.images import load_image
 from diffstyler.masking import AttentionMasker, Masker, NothingFoundError, check_masks, find_masks
 from diffstyler.masking.attention import AttentionRecorder
 from diffstyler.masking.prompt_parser import parse_mask_prompt
@@ -202,6 +205,36 @@ def test_attention_masker_finds_nothing_honestly(tiny):
     masker.setup(tiny)
     with pytest.raises(NothingFoundError, match="a rendered world"):
         masker.find_text(Image.new("RGB", (64, 64)), "tree")
+
+
+@pytest.mark.parametrize(
+    ("unlike", "minimum", "finds"),
+    [
+        ((0.0, 1.1), None, False),
+        ((1e6, 1.1), None, True),  # a picture like those of the training
+        ((0.0, 0.0), None, True),  # a sure find
+        ((0.0, 1.1), 0.0, True),  # what a user asks for holds
+    ],
+)
+def test_in_an_unlike_picture_only_sure_finds_count(tiny, unlike, minimum, finds):
+    tiny.mask_unlike = unlike
+    masker = AttentionMasker(minimum=minimum)
+    masker.setup(tiny)
+    picture = Image.effect_noise((64, 64), 80).convert("RGB")
+    if finds:
+        assert masker.find_text(picture, "tree").any()
+        return
+    with pytest.raises(NothingFoundError, match=r"surely matches 'tree': .* unlike them, .* not 1\.1; say where"):
+        masker.find_text(picture, "tree")
+
+
+def test_the_embedded_model_finds_nothing_in_a_photograph_that_it_does_not_know():
+    masker = AttentionMasker()
+    masker.setup(StableDiffusion("embedded").load())
+    for word in ("sky", "wall", "house"):
+        with pytest.raises(NothingFoundError):
+            masker.find_text(load_image(HERE / "pictures/cat.jpg"), f"the {word}")
+    assert masker.find_text(load_image(HERE / "pictures/cottage.jpg"), "the sky").mean() > 0.3
 
 
 @pytest.mark.parametrize("size", [(64, 64), (96, 64), (72, 130)])

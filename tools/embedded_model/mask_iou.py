@@ -1,17 +1,27 @@
 """How well mask prompts find things: intersection over union with the true masks of held-out rendered scenes.
 
 python tools/embedded_model/mask_iou.py --scenes 60
+python tools/embedded_model/mask_iou.py --photographs
+
+The second one asks for every word of the rendered world in the package's three photographs: what is found, and, with
+and without a floor, how well it covers the masks of photograph_masks.json, drawn by hand (a word's first polygon,
+without its others).
 """
 
 import argparse
+import json
+from pathlib import Path
 
 import torch
 from evaluate_base import HELD_OUT_SEED
-from PIL import Image
+from grounding import PLACED
+from PIL import Image, ImageDraw
+from torchvision.transforms.functional import to_tensor
 from world import render_scene
 
 from diffstyler.backbones import StableDiffusion
-from diffstyler.images import to_image
+from diffstyler.examples import HERE
+from diffstyler.images import load_image, to_image
 from diffstyler.masking import AttentionMasker, NothingFoundError
 
 WORDS = ("sky", "water", "house", "tree", "mountain", "hill")
@@ -23,13 +33,19 @@ def main() -> None:
     parser.add_argument("--model", default="embedded")
     parser.add_argument("--scenes", type=int, default=60)
     parser.add_argument("--style", default="photo", help="the style that the scenes are painted in")
+    parser.add_argument("--photographs", action="store_true")
     parser.add_argument("--threshold", type=float)
     parser.add_argument("--minimum", type=float)
     parser.add_argument("--smoothing", type=float)
     options = parser.parse_args()
     chosen = {name: getattr(options, name) for name in ("threshold", "minimum", "smoothing")}
-    masker = AttentionMasker(**{name: value for name, value in chosen.items() if value is not None})
-    masker.setup(StableDiffusion(options.model).load())
+    chosen = {name: value for name, value in chosen.items() if value is not None}
+    masker, backbone = AttentionMasker(**chosen), StableDiffusion(options.model).load()
+    masker.setup(backbone)
+    if options.photographs:
+        bold = AttentionMasker(**{**chosen, "minimum": 0.0})
+        bold.setup(backbone)
+        return of_photographs(masker, bold)
     overlaps, missed, invented, absent = measure(masker, options.scenes, options.style)
     print(f"{'word':10} {'IoU':>6} {'scenes':>7} {'not found':>10} {'found where absent':>19}")
     for word in WORDS:
@@ -38,6 +54,29 @@ def main() -> None:
         print(f"{word:10} {mean:6.3f} {len(overlaps[word]):7} {missed[word]:10} {wrongly:>19}")
     means = [sum(values) / len(values) for values in overlaps.values() if values]
     print(f"{'mean':10} {sum(means) / len(means):6.3f}")
+
+
+def of_photographs(masker: AttentionMasker, bold: AttentionMasker) -> None:
+    """``bold`` always finds something."""
+    drawn = json.loads(Path(__file__).with_name("photograph_masks.json").read_text())
+    print(f"{'picture':16} {'word':8} {'IoU':>6} {'without a floor':>16}")
+    for name, words in drawn.items():
+        picture = load_image(HERE / "pictures" / name)
+        for word, polygons in words.items():
+            true = painted(picture.size, polygons)
+            found, anything = find(masker, picture, word), find(bold, picture, word)
+            told = "not found" if found is None else f"{iou(found, true):.3f}"
+            print(f"{name:16} {word:8} {told:>9} {0.0 if anything is None else iou(anything, true):>13.3f}")
+        wrong = [word for word in PLACED if word not in words and find(masker, picture, word) is not None]
+        print(f"{name:16} found of the {len(PLACED) - len(words)} other words: {', '.join(wrong) or 'none'}")
+
+
+def painted(size: tuple[int, int], polygons: list) -> torch.Tensor:
+    """The first polygon without the others, (H, W) bool."""
+    mask = Image.new("L", size)
+    for polygon, value in zip(polygons, [255] + [0] * (len(polygons) - 1), strict=True):
+        ImageDraw.Draw(mask).polygon([tuple(point) for point in polygon], fill=value)
+    return to_tensor(mask)[0] > 0.5
 
 
 def measure(masker: AttentionMasker, scenes: int, style: str) -> tuple[dict, dict, dict, dict]:
