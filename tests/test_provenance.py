@@ -34,7 +34,7 @@ def test_objects_are_told_by_what_they_were_made_of():
 
 def test_strategies_are_told_as_before_they_were_dataclasses():
     """Pictures made before are found by these."""
-    assert describe(FuseNoise(CrossLoRAInjection(1.0, 1.0, source_under_style=True), hard_masks=True)) == {
+    assert describe(FuseNoise(CrossLoRAInjection(adaptive=True, source_under_style=True), hard_masks=True)) == {
         "class": "FuseNoise",
         "outside": {
             "class": "CrossLoRAInjection",

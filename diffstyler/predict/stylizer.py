@@ -116,7 +116,7 @@ class Stylizer(lightning.LightningModule):
         num_inference_steps: N, the steps of the sampling grid.
         inversion_steps: steps of the inversion's own grid; None = the sampling grid, N steps.
         inversion_refinements: fixed-point refinements of each inversion step.
-        guidance_scale: g, where the manifest gives none; 1 = no guidance, and half the rows.
+        guidance_scale: g, where the manifest gives none; 1 = none; any other costs a second row a step.
         guidance_interval: guidance acts at times t / T above the first and up to the second number, and costs no row
             elsewhere.
         negative_prompt: where the manifest gives none.
@@ -160,7 +160,7 @@ class Stylizer(lightning.LightningModule):
         num_inference_steps: int = 50,
         inversion_steps: int | None = None,
         inversion_refinements: int = 0,
-        guidance_scale: float = 3.0,
+        guidance_scale: float = 1.0,
         guidance_interval: tuple[float, float] = (0.0, 1.0),
         negative_prompt: str = "",
         prompt: str = "{lora_prompt}, {content_prompt}",

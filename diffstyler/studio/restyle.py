@@ -23,8 +23,8 @@ log = logging.getLogger(__name__)
 
 #: presets by what the page calls them: the file of configs/, its steps and its guidance
 PRESETS = {
-    "Draft: a first look": ("draft", 20, 3.0),
-    "Full quality": ("predict", 50, 3.0),
+    "Draft: a first look": ("draft", 20, 1.0),
+    "Full quality": ("predict", 50, 1.0),
     "As the authors' code does it (slow)": ("reference", 50, 10.5),
 }
 DOWNLOADS = ("⬇ Picture", "⬇ Its record", "⬇ Manifest")
@@ -104,7 +104,7 @@ class Restyle:
         self.drops.append(drop("or drop a picture whose style you want"))
         with gr.Row():
             self.strengths.append(gr.Slider(0, 2, 1, step=0.05, label="Strength", min_width=140))
-            self.guidances.append(gr.Slider(0, 15, 3, step=0.5, label="Guidance", min_width=140))
+            self.guidances.append(gr.Slider(0, 15, 1, step=0.5, label="Guidance", min_width=140))
 
     def _listen(self) -> None:
         quick: dict[str, Any] = {"show_progress": "hidden", "concurrency_limit": None, "api_visibility": "private"}

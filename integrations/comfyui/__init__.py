@@ -92,7 +92,7 @@ class StylizeRegions:
                 "regions": ("DIFFSTYLER_REGIONS",),
                 "content_prompt": ("STRING", {"default": ""}),
                 "steps": ("INT", {"default": 50, "min": 1, "max": 999}),
-                "guidance_scale": ("FLOAT", {"default": 3.0, "min": 0.0, "max": 30.0, "step": 0.5}),
+                "guidance_scale": ("FLOAT", {"default": 1.0, "min": 0.0, "max": 30.0, "step": 0.5}),
                 "strength": ("FLOAT", {"default": 1.0, "min": 0.0, "max": 2.0, "step": 0.05}),
             },
             "optional": {"model": _MODEL},

@@ -19,7 +19,7 @@ from diffstyler.fit.crops import Crops
 CONFIGS = [path for path in sorted((Path(__file__).parents[2] / "configs").glob("*.yaml")) if path.stem != "test"]
 CPU = ["--trainer.accelerator", "cpu", "--data.manifest", "m.csv"]
 
-# configs/reference.yaml of version 0.1, when modules had no rooms
+# configs/reference.yaml of version 0.1, when modules had no rooms; the rate was adaptive without a word
 REFERENCE_OF_BEFORE = """
 lora_dir: loras
 output_dir: stylized
@@ -45,7 +45,7 @@ model:
       hard_masks: true
       outside:
         class_path: diffstyler.injection.CrossLoRAInjection
-        init_args: {features: 1.0, attention: 1.0, source_under_style: true}
+        init_args: {features: 1.0, attention: 1.0, adaptive: true, source_under_style: true}
   feather: 0
   keep_outside: false
 data:
@@ -62,8 +62,8 @@ def test_the_reference_preset_of_before_is_the_one_of_today(tmp_path):
     (tmp_path / "before.yaml").write_text(REFERENCE_OF_BEFORE)
     before = PREDICT.cli(["--config", str(tmp_path / "before.yaml"), *CPU]).model
     today = PREDICT.cli(["--config", str(next(c for c in CONFIGS if c.stem == "reference")), *CPU]).model
-    sources = CrossLoRAInjection(attention=0.5, source_under_style=True, plain_self_attention_at_sites=True)
-    outside = CrossLoRAInjection(1.0, 1.0, source_under_style=True)
+    sources = CrossLoRAInjection(0.6, 0.5, source_under_style=True, plain_self_attention_at_sites=True)
+    outside = CrossLoRAInjection(1.0, 1.0, adaptive=True, source_under_style=True)
     for model in (before, today):
         assert model.injection == sources
         assert model.fusion == FuseNoise(outside, hard_masks=True)

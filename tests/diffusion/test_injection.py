@@ -95,8 +95,8 @@ def test_schedule_in_fractions_of_the_steps():
 
 @pytest.mark.parametrize(("timestep", "rate"), [(981, 1), (501, 1), (500, 1), (250, 0.5), (1, 0.002)])
 def test_adaptive_rate(timestep, rate):
-    assert CrossLoRAInjection(1, 1).rates(replace(at(0), time=timestep / 1000)) == Rates(1.0, rate)
-    assert CrossLoRAInjection(1, 1, adaptive=False).rates(replace(at(0), time=timestep / 1000)) == Rates(1.0, 1.0)
+    assert CrossLoRAInjection(adaptive=True).rates(replace(at(0), time=timestep / 1000)) == Rates(1.0, rate)
+    assert CrossLoRAInjection().rates(replace(at(0), time=timestep / 1000)) == Rates(1.0, 1.0)
 
 
 def test_no_injection_is_never_active():

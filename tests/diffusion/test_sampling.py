@@ -194,7 +194,7 @@ def test_a_picture_injected_with_itself_is_itself(tiny, denoiser, schedule):
         one_step = schedule[k : k + 1]
         x = run(denoiser, one_step, replace(canvas(one_step, style), latents=x))[0]
     picture = Canvas(way[0], Trajectory(schedule.timesteps, torch.stack([*way, x])), (style,))
-    injected = run(denoiser, schedule, picture, injection=CrossLoRAInjection(1, 1, adaptive=False))[0]
+    injected = run(denoiser, schedule, picture, injection=CrossLoRAInjection(1, 1))[0]
     torch.testing.assert_close(injected, x, atol=1e-5, rtol=1e-4)
 
 

@@ -1,5 +1,6 @@
 """The comparison runs every method on the same rows, and tells ours from a rival's by the sign of a difference."""
 
+import csv
 import sys
 
 import pytest
@@ -37,7 +38,7 @@ def test_methods_stand_side_by_side_and_are_not_made_again(compare, studio):
     methods = ("default", "sdedit", "style_id")
     rows = compare(*methods)
     assert {name: int(row[2]) for name, row in rows.items()} == {
-        "default": 2 + 2 + 2 * 2 + 2,  # inversion of content and style, two targets a step, a source in both
+        "default": 2 + 2 + 2 * 2,  # inversion of content and style, a target and a source a step
         "sdedit": 2,  # the last half of the steps
         "style_id": 2 + 2 + 2 * 3,
     }
@@ -46,6 +47,10 @@ def test_methods_stand_side_by_side_and_are_not_made_again(compare, studio):
     assert compare(*methods) == rows
     assert made == {file: file.stat().st_mtime_ns for file in made}
     assert all((studio / "out" / name).is_file() for name in ("comparison.md", "grid.jpg", "pareto.png"))
+    with (studio / "out/figures.csv").open() as table:
+        ssim = {row["method"]: row["ssim"] for row in csv.DictReader(table)}
+    assert ssim.keys() == rows.keys()
+    assert all(rows[name][4].startswith(f"{float(value):.3f}") for name, value in ssim.items())  # of one picture
 
 
 def test_what_another_setting_made_is_made_again_and_its_cost_is_its_own(compare, studio, monkeypatch):
