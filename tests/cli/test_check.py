@@ -60,7 +60,7 @@ def test_a_predict_that_would_run(capsys, manifest, studio, tiny_dir):
     assert ok["manifest"] == "2 pictures with 2 regions"
     assert ok["LoRAs"] == "3 found, and all mask prompts can be read"
     assert "GiB forecast" in ok["memory"]
-    assert ok["time"].startswith("240 UNet rows a picture: about ")
+    assert ok["time"].startswith("200 UNet rows a picture: about ")
     assert sorted(studio.rglob("*")) == before
 
 
