@@ -6,6 +6,7 @@ import io
 import itertools
 import json
 import re
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -167,8 +168,9 @@ def _drawing(
     triples: Sequence[Triple],
     maps: Mapping[str, np.ndarray],
 ) -> bytes:
-    """The first row's pictures as a grid, and a heat map of each figure, as PNG."""
-    rows, columns = list(grid[0]), list(grid[1]) if len(grid) == 2 else [""]
+    """The first row's pictures as a grid, and a heat map of each figure, as PNG; a single axis runs across."""
+    down, across = ("", *axes) if len(axes) == 1 else axes
+    rows, columns = [""] if len(grid) == 1 else list(grid[0]), list(grid[-1])
     heights = [2 * len(rows), 2.6 * -(-len(maps) // MAPS_BESIDE)]
     figure = Figure(figsize=(max(9, 2 * len(columns) + 1), sum(heights)), layout="constrained")
     above, below = figure.subfigures(2, 1, height_ratios=heights)  # type: ignore[misc]
@@ -180,25 +182,26 @@ def _drawing(
         place.set_ylabel(name)
     for place, name in zip(places[0], columns, strict=True):
         place.set_title(name)
-    above.supylabel(axes[0])
-    above.suptitle(axes[1] if len(axes) == 2 else "")
+    above.supylabel(down)
+    above.suptitle(across)
     places = below.subplots(-(-len(maps) // MAPS_BESIDE), MAPS_BESIDE, squeeze=False).flat
     for place in places[len(maps) :]:
         place.axis("off")
     for place, (name, values) in zip(places, maps.items(), strict=False):
-        _heat_map(place, name, values, rows, columns)
+        _heat_map(place, name, values.reshape(len(rows), len(columns)), rows, columns)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
     return buffer.getvalue()
 
 
 def _heat_map(place: Axes, name: str, values: np.ndarray, rows: Sequence[str], columns: Sequence[str]) -> None:
-    place.imshow(values, aspect="auto", cmap="viridis")
+    shown = place.imshow(values, aspect="auto", cmap="viridis")
     place.set_title(name.replace("_", " "))
-    place.set_xticks(range(len(columns)), columns)
-    place.set_yticks(range(len(rows)), rows)
+    place.set_xticks(range(len(columns)), [textwrap.fill(column, 12) for column in columns], fontsize=8)
+    place.set_yticks(range(len(rows)), [textwrap.fill(row, 12) for row in rows], fontsize=8)
     for (y, x), value in np.ndenumerate(values):
-        place.text(x, y, f"{value:.3g}", ha="center", va="center", color="white", fontsize=7)
+        bright = shown.norm(value) > 0.6  # the yellow end
+        place.text(x, y, f"{value:.3g}", ha="center", va="center", color="black" if bright else "white", fontsize=7)
 
 
 def _page(
