@@ -100,7 +100,7 @@ COMMANDS = {
 }
 
 
-@pytest.mark.parametrize("document", ["metrics.md", "recipes.md"])
+@pytest.mark.parametrize("document", ["metrics.md", "recipes.md", "figures.md"])
 def test_every_command_runs_as_it_stands(document, studio, tiny_dir, families, monkeypatch, capsys):
     """In one folder, in order, on tiny models, one device and with little work; a grid of many cells is cut to two."""
     text = (ROOT / "docs" / document).read_text()
@@ -115,6 +115,9 @@ def test_every_command_runs_as_it_stands(document, studio, tiny_dir, families, m
         shutil.rmtree("loras")  # the document makes its own
     else:
         stylize(studio, tiny_dir, row(studio), out="stylized")
+        (studio / "demo").symlink_to(studio)  # what `make demo` leaves
+        (studio / "examples").mkdir()
+        (studio / "examples/cat.csv").write_text("content,style\n../photo.png,../gold.png\n")
     models = {"sdxl": str(families["sdxl"] / "model"), "": str(tiny_dir)}
     for command in commands:
         fitted = next(Path("loras").glob("painting-*"), Path())
@@ -128,7 +131,8 @@ def test_every_command_runs_as_it_stands(document, studio, tiny_dir, families, m
         if name == "sweep":
             config = given.get("--config")
             axes = yaml.safe_load((ROOT / config).read_text())["axes"] if config else json.loads(given["--axes"])
-            settings = {"model.backbone.model": model, "trainer.accelerator": "cpu", "model.num_inference_steps": 2}
+            settings = json.loads(given.get("--settings", "{}"))
+            settings |= {"model.backbone.model": model, "trainer.accelerator": "cpu", "model.num_inference_steps": 2}
             words += ["--settings", json.dumps(settings), "--axes", json.dumps(_ends(axes))]
         assert main([name, *words, *COMMANDS.get(kind, "").split()]) == 0, capsys.readouterr().err
 

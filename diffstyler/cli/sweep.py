@@ -171,7 +171,7 @@ def _drawing(
     """The first row's pictures as a grid, and a heat map of each figure, as PNG; a single axis runs across."""
     down, across = ("", *axes) if len(axes) == 1 else axes
     rows, columns = [""] if len(grid) == 1 else list(grid[0]), list(grid[-1])
-    heights = [2 * len(rows), 2.6 * -(-len(maps) // MAPS_BESIDE)]
+    heights = [2 * len(rows), min(2.6, 1 + 0.4 * len(rows)) * -(-len(maps) // MAPS_BESIDE)]
     figure = Figure(figsize=(max(9, 2 * len(columns) + 1), sum(heights)), layout="constrained")
     above, below = figure.subfigures(2, 1, height_ratios=heights)  # type: ignore[misc]
     places = above.subplots(len(rows), len(columns), squeeze=False)
@@ -179,9 +179,9 @@ def _drawing(
         place.imshow(load_image(cell.folder / f"{triples[0].id}.png"))
         place.set(xticks=[], yticks=[])
     for place, name in zip(places[:, 0], rows, strict=True):
-        place.set_ylabel(name)
+        place.set_ylabel(textwrap.fill(name, 20))
     for place, name in zip(places[0], columns, strict=True):
-        place.set_title(name)
+        place.set_title(textwrap.fill(name, 28))
     above.supylabel(down)
     above.suptitle(across)
     places = below.subplots(-(-len(maps) // MAPS_BESIDE), MAPS_BESIDE, squeeze=False).flat
