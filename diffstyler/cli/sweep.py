@@ -199,9 +199,10 @@ def _heat_map(place: Axes, name: str, values: np.ndarray, rows: Sequence[str], c
     place.set_title(name.replace("_", " "))
     place.set_xticks(range(len(columns)), [textwrap.fill(column, 12) for column in columns], fontsize=8)
     place.set_yticks(range(len(rows)), [textwrap.fill(row, 12) for row in rows], fontsize=8)
+    bright = np.asarray(shown.norm(values)) > 0.6  # the yellow end
     for (y, x), value in np.ndenumerate(values):
-        bright = shown.norm(value) > 0.6  # the yellow end
-        place.text(x, y, f"{value:.3g}", ha="center", va="center", color="black" if bright else "white", fontsize=7)
+        color = "black" if bright[y, x] else "white"
+        place.text(x, y, f"{value:.3g}", ha="center", va="center", color=color, fontsize=7)
 
 
 def _page(

@@ -44,7 +44,7 @@ class Fits:
         asked = [session, self.upload, self.steps, self.prompt]
         self.upload.upload(lambda: "", None, self.status, **quick)
         self.go.click(self._go, asked, [self.upload, self.status, self.jobs], **quick)
-        self.jobs.click(self._cancel, None, self.jobs, **quick)
+        self.jobs.click(self._cancel, None, self.jobs, trigger_mode="multiple", **quick)  # each press names its job
         self.clear.click(self._clear, None, self.jobs, **quick)
 
     def _go(self, session: str, files: Sequence[str] | None, steps: float, prompt: str) -> tuple:

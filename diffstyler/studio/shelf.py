@@ -59,7 +59,7 @@ class Shelf:
         quick: dict[str, Any] = {"show_progress": "hidden", "concurrency_limit": None, "api_visibility": "private"}
         picker = self.picker.component
         seen = [self.status, self.facts, self.acts, self.question, self.name, self.exported]
-        picker.input(self._choose, picker, seen, **quick)
+        picker.input(self._choose, picker, seen, trigger_mode="always_last", **quick)
         self.rename.click(self._rename, [picker, self.name], [picker, *seen], **quick)
         self.export.click(self._export, picker, [self.status, self.exported], **quick)
         self.delete.click(self._ask, picker, [self.asked, self.question, self.status], **quick)
