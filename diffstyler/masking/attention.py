@@ -109,15 +109,15 @@ class AttentionMasker(Masker):
             NothingFoundError: it is such a picture, and the place found draws less than one that is meant.
         """
         most, least = self.backbone.mask_unlike or (math.inf, 0.0)
-        if mean < least and self._error(picture) > most:
+        if mean < least and (error := self.noise_error(picture)) > most:
             raise NothingFoundError(
                 f"nothing in the picture surely matches '{phrase}': the embedded model was taught rendered scenes, "
-                f"this picture is unlike them, and what is found draws {mean:.2f} of the attention, not {least}; "
-                f"{OTHERS}"
+                f"this picture is unlike them (noise error {error:.3f}, above {most}), and what is found draws "
+                f"{mean:.2f} of the attention, not {least}; {OTHERS}"
             )
 
-    def _error(self, picture: Image.Image) -> float:
-        """Mean squared error of ε at UNLIKE_AT, kept for the next phrase."""
+    def noise_error(self, picture: Image.Image) -> float:
+        """Mean squared error of ε at UNLIKE_AT without words: low for pictures like those of the training."""
         key = picture_sha256(picture)
         if key not in self._errors:
             z_0, backbone = self._encode(picture), self.backbone

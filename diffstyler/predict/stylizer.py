@@ -650,14 +650,18 @@ class Stylizer(lightning.LightningModule):
             for given in {(row.inject_features, row.inject_attention) for row in rows}
         ]
         idle = {f"injection.{name}" for name in set.intersection(*of_rows)}
-        scales = {self.guidance_scale if row.guidance_scale is None else row.guidance_scale for row in rows}
-        unguided = scales == {1}
+        scales = [self.guidance_scale if row.guidance_scale is None else row.guidance_scale for row in rows]
+        unguided = set(scales) == {1}
         unmasked = all(isinstance(parse_mask_prompt(row.mask), Everything) for row in rows)
         useless = dict.fromkeys(("negative_prompt", "guidance_interval"), unguided)
         useless |= dict.fromkeys(("feather", "fusion", "keep_outside", "masker", "on_empty_mask"), unmasked)
         plain = {name: parameter.default for name, parameter in signature(Stylizer).parameters.items()}
         plain |= {"fusion": FuseLatents(), "masker": self.masker if type(self.masker) is AttentionMasker else None}
         idle |= {name for name, nothing in useless.items() if nothing and getattr(self, name) != plain[name]}
+        if any(row.negative_prompt and scale == 1 for row, scale in zip(rows, scales, strict=True)):
+            log.warning(
+                "no effect at guidance_scale 1: the rows' negative_prompt; give those rows another guidance_scale"
+            )
         unmatched = {row.style for row in rows if self.matching.needs_style and style_picture(row) is None}
         if unmatched:
             log.warning(

@@ -84,6 +84,14 @@ def test_a_setting_without_effect_is_told(studio, tiny_dir, caplog, settings, to
     assert names == ([", ".join(f"model.{name}" for name in told)] if told else [])
 
 
+@pytest.mark.parametrize(("scale", "told"), [(1.0, True), (None, True), (2.0, False)])
+def test_a_negative_prompt_that_nothing_asks_is_told(studio, tiny_dir, caplog, scale, told):
+    region = StyleRegion(studio / "gold.png", negative_prompt="ugly", guidance_scale=scale)
+    with caplog.at_level("WARNING", "diffstyler"):
+        stylize(studio, tiny_dir, Triple("r", studio / "photo.png", (region,)), guidance_scale=1.0)
+    assert any("no effect at guidance_scale 1: the rows' negative_prompt" in m for m in caplog.messages) is told
+
+
 def test_masks_make_their_settings_effective(studio, tiny_dir, caplog):
     with caplog.at_level("WARNING", "diffstyler"):
         masked = StyleRegion(studio / "gold.png", mask="box: 0,0,30,64")

@@ -30,7 +30,8 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=2000)
     parser.add_argument("--times", type=int, default=5)
     arguments = parser.parse_args()
-    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))))
+    names = ("chromium", "chromium-browser", "google-chrome")
+    chromium = next((path for name in names if (path := shutil.which(name))), None)  # None: playwright's own
     with tempfile.TemporaryDirectory() as work, sync_playwright() as playwright:
         fill(Path(work), sorted(arguments.folder.glob("*.json")), arguments.rows)
         page = write_sheet(Path(work))

@@ -2,10 +2,12 @@
 
 python tools/embedded_model/mask_iou.py --scenes 60
 python tools/embedded_model/mask_iou.py --photographs
+python tools/embedded_model/mask_iou.py --sky photo.jpg …
 
 The second one asks for every word of the rendered world in the package's three photographs: what is found, and, with
 and without a floor, how well it covers the masks of photograph_masks.json, drawn by hand (a word's first polygon,
-without its others).
+without its others). The third one tells pictures' noise errors, by which those unlike the training are known, beside
+those of held-out scenes, and whether a sky is found.
 """
 
 import argparse
@@ -34,6 +36,7 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, default=60)
     parser.add_argument("--style", default="photo", help="the style that the scenes are painted in")
     parser.add_argument("--photographs", action="store_true")
+    parser.add_argument("--sky", nargs="+", type=Path, metavar="FILE")
     parser.add_argument("--threshold", type=float)
     parser.add_argument("--minimum", type=float)
     parser.add_argument("--smoothing", type=float)
@@ -42,6 +45,8 @@ def main() -> None:
     chosen = {name: value for name, value in chosen.items() if value is not None}
     masker, backbone = AttentionMasker(**chosen), StableDiffusion(options.model).load()
     masker.setup(backbone)
+    if options.sky:
+        return of_skies(masker, options.sky, options.scenes)
     if options.photographs:
         bold = AttentionMasker(**{**chosen, "minimum": 0.0})
         bold.setup(backbone)
@@ -69,6 +74,18 @@ def of_photographs(masker: AttentionMasker, bold: AttentionMasker) -> None:
             print(f"{name:16} {word:8} {told:>9} {0.0 if anything is None else iou(anything, true):>13.3f}")
         wrong = [word for word in PLACED if word not in words and find(masker, picture, word) is not None]
         print(f"{name:16} found of the {len(PLACED) - len(words)} other words: {', '.join(wrong) or 'none'}")
+
+
+def of_skies(masker: AttentionMasker, files: list[Path], scenes: int) -> None:
+    """Noise errors of scenes of all kinds, then of each file, with the share of it that is found as sky."""
+    rendered = (render_scene(HELD_OUT_SEED + seed, 256).image for seed in range(300, 300 + scenes))
+    errors = sorted(masker.noise_error(to_image(torch.from_numpy(i).permute(2, 0, 1) * 2 - 1)) for i in rendered)
+    print(f"noise error of {scenes} scenes: {errors[0]:.3f} … {errors[-1]:.3f}, the third highest {errors[-3]:.3f}")
+    for file in files:
+        picture = load_image(file)
+        found = find(masker, picture, "sky")
+        told = "not found" if found is None else f"{found.float().mean():.2f}"
+        print(f"{file.name:24} noise error {masker.noise_error(picture):.3f}  sky {told}")
 
 
 def painted(size: tuple[int, int], polygons: list) -> torch.Tensor:
