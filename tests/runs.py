@@ -75,7 +75,8 @@ def finetune(
 ):
     settings = {"rank": 4, "preview_steps": 0, "batch_size": 2, **settings}
     settings.setdefault("optimizer", lambda params: torch.optim.AdamW(params, lr=1e-3))
-    module = LoRAFinetuner(StableDiffusion(str(tiny_dir)), lora_dir=lora_dir, **settings)
+    backbone = settings.pop("backbone", None) or StableDiffusion(str(tiny_dir))
+    module = LoRAFinetuner(backbone, lora_dir=lora_dir, **settings)
     data = FitData(
         jobs=jobs,
         pictures=pictures,

@@ -39,13 +39,23 @@ def quantize(model: nn.Module, kind: Quantization, dtype: torch.dtype) -> int:
             f"quantization {kind} needs bitsandbytes: install diffstyler[bitsandbytes], or leave it out"
         ) from error
 
+    class Linear8bit(bnb.Linear8bitLt):
+        """Its weights and their scales stay together wherever a model that holds it is moved."""
+
+        def _apply(self, fn: Callable, recurse: bool = True) -> Linear8bit:
+            super()._apply(fn, recurse)
+            for holder in (self.weight, self.state):
+                if holder.CB is not None:
+                    holder.CB, holder.SCB = self.weight.data, holder.SCB.to(self.weight.device)
+            return self
+
     def nf4(layer: nn.Linear) -> nn.Linear:
         weight = bnb.Params4bit(layer.weight.data, requires_grad=False, quant_type="nf4")
         return _with(bnb.Linear4bit(1, 1, compute_dtype=dtype, quant_type="nf4"), layer, weight)
 
     def int8(layer: nn.Linear) -> nn.Linear:
         weight = bnb.Int8Params(layer.weight.data, requires_grad=False, has_fp16_weights=False)
-        return _with(bnb.Linear8bitLt(1, 1, has_fp16_weights=False), layer, weight)
+        return _with(Linear8bit(1, 1, has_fp16_weights=False), layer, weight)
 
     make: Callable[[nn.Linear], nn.Linear] = {"nf4": nf4, "int8": int8}[kind]
     layers = quantizable(model)

@@ -58,6 +58,17 @@ def test_a_quantized_base_is_near_and_carries_lora(kind, bound, stored):
     assert (pack.flat.grad.norm(dim=1) > 0).all()
 
 
+def test_eight_bit_weights_and_their_scales_stay_together_where_a_model_is_moved():
+    unet = wide_unet()
+    quantize(unet, "int8", torch.float32)
+    expected = unet(*inputs()).sample
+    unet._apply(lambda tensor: tensor.clone())  # as a move to another device does
+    layer = unet.get_submodule("up_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q")
+    held = layer.state.CB if layer.weight.CB is None else layer.weight.CB
+    assert held.data_ptr() == layer.weight.data_ptr()
+    torch.testing.assert_close(unet(*inputs()).sample, expected)
+
+
 def test_a_quantized_model_says_so_and_makes_other_loras(families):
     path = str(families["sd1"] / "model")
     plain, quantized = StableDiffusion(path), StableDiffusion(path, quantization="nf4")

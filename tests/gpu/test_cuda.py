@@ -91,6 +91,28 @@ def test_a_fit_gives_what_the_cpu_gives_whatever_its_neighbors(tiny_dir, picture
         assert distance(together[name], alone[name]) < 1e-2
 
 
+@pytest.mark.parametrize(("kind", "bound"), [("nf4", 0.15), ("int8", 0.12)])
+def test_quantized_bases_carry_loras_under_eight_bit_adamw(families, pictures, tmp_path, kind, bound):
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+    path = families["sd1"] / "model"
+    settings = {"pack_size": 2, "steps": 6, "rank": 4, "precision": "bf16-mixed", "flags": {"accelerator": "gpu"}}
+    settings["optimizer"] = lambda parameters: bitsandbytes.optim.AdamW8bit(parameters, lr=1e-3)
+    quantized = StableDiffusion(str(path), quantization=kind)
+    fitted = finetune(path, tmp_path, pictures[:2], backbone=quantized, **settings)
+    for own in fitted.values():
+        assert all(torch.isfinite(matrix).all() for matrix in own.values())
+        assert any(matrix.norm() > 0 for name, matrix in own.items() if name.endswith("up"))
+    outputs = []
+    for backbone in (StableDiffusion(str(path)), StableDiffusion(str(path), quantization=kind)):
+        backbone = backbone.load(torch.bfloat16).to("cuda")
+        latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1)).cuda()
+        with torch.no_grad():
+            outputs.append(
+                backbone.predict(latents, torch.tensor([401, 20]).cuda(), backbone.encode_prompt(["a", "b"]))
+            )
+    assert 0 < ((outputs[1] - outputs[0]).norm() / outputs[0].norm()).item() < bound
+
+
 @pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])
 def test_mixed_precisions_and_automatic_packs_fit(tiny_dir, pictures, tmp_path, precision):
     flags = {"accelerator": "gpu"}
