@@ -21,6 +21,7 @@ from torch.nn import functional
 
 from diffstyler.adapters.dialects import without_text_model
 from diffstyler.adapters.lora import LowRank
+from diffstyler.cuda import fetch
 from diffstyler.errors import DiffstylerError
 
 
@@ -144,18 +145,26 @@ class LoRAPack:
         gradients.
         """
         generator = torch.Generator().manual_seed(seed)
-        self.flat.data[slot].zero_()
+        row = torch.zeros(self.flat.shape[1])
         self.scale[slot] = scale
         for target in self.targets:
             bound = 1 / math.sqrt(target.a_shape[1])  # kaiming_uniform_(a=√5)
             shape = (rank or self.rank, target.a_shape[1])
             a = torch.rand(shape, generator=generator, dtype=torch.float32).mul_(2 * bound).sub_(bound)
-            self.flat.data[slot, target.offset : target.offset + a.numel()] = a.flatten().to(self.flat)
+            row[target.offset : target.offset + a.numel()] = a.flatten()
+        self.flat.data[slot].copy_(row)
 
     def export(self, slot: int, rank: int | None = None) -> dict[str, LowRank]:
         """The adapter by the model's module names, on the CPU, float32; of its own ``rank``."""
-        rank = rank or self.rank
-        row, scale = self.flat.detach()[slot].float().cpu(), self.scale[slot].item()
+        return self.exporting(slot, rank)()
+
+    def exporting(self, slot: int, rank: int | None = None) -> Callable[[], dict[str, LowRank]]:
+        """What :meth:`export` gives of the adapter as it is now, whatever becomes of the slot, when it is asked for."""
+        row = fetch(self.flat.detach()[slot].to(torch.float32, copy=True))
+        scale = fetch(self.scale[slot].clone())
+        return lambda: self._modules(row(), scale().item(), rank or self.rank)
+
+    def _modules(self, row: torch.Tensor, scale: float, rank: int) -> dict[str, LowRank]:
         modules = {}
         for target in self.targets:
             a = row[target.offset : target.a_end].view(target.a_shape)[:rank].clone()

@@ -102,6 +102,7 @@ class Denoiser:
             memory ends, they are halved.
         plain_sites: adapters leave the self-attention at the injected sites alone.
         compiled: on CUDA, calls that are at least half full are filled up and run compiled, all as one kind.
+        recorded: on CUDA, calls are recorded, which pays where there are many.
 
     Raises:
         DiffstylerError: ``rows_per_call`` is too small for a source row and a target.
@@ -116,6 +117,7 @@ class Denoiser:
         max_rows: int | None = None,
         plain_sites: bool = False,
         compiled: bool = False,
+        recorded: bool = True,
     ) -> None:
         if rows_per_call is not None and rows_per_call < 2:
             raise DiffstylerError(
@@ -126,6 +128,7 @@ class Denoiser:
         self.rows_per_call = rows_per_call
         self.max_rows = max_rows
         self.compiled = compiled
+        self.recorded = recorded
         self._captured = Captured(self._predict_of)
         self._kind: _Call | None = None
         self._hooks: InjectionHooks | None = None
@@ -191,7 +194,7 @@ class Denoiser:
             yield call
 
     def _run(self, rows: list[Row], pieces: list[_Piece], limit: int | None) -> torch.Tensor:
-        records = rows[0].latents.is_cuda
+        records = self.recorded and rows[0].latents.is_cuda
         compiled = self.compiled and self._hooks is not None and records and limit is not None and 2 * len(rows) > limit
         count = len(rows)
         if self.rows_per_call is not None or compiled:

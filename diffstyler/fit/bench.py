@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -40,6 +40,9 @@ from diffstyler.types import NoiseLevel, PromptEmbeds
 from diffstyler.workers import Workers
 
 log = logging.getLogger(__name__)
+
+#: of crops that are read before they are asked for
+READ_BYTES = 2**30
 
 
 class FitBatch:
@@ -146,6 +149,7 @@ class FitBench:
         self.look_every = look_every
         self.slots: list[Slot | None] = [None] * pack.slots
         self._rows: SlotRows | None = None
+        self._reader = Workers(apart=pack.flat.is_cuda)  # of pictures
         self._writer = Workers(apart=pack.flat.is_cuda, threads=1)  # of LoRAs that are done
         self._writing: list[Future] = []
         self.pace: Pace | None = None  # it is not settled yet whether the network is compiled
@@ -162,9 +166,10 @@ class FitBench:
         """Give free slots their next jobs; where there are none, wait for those of others -> is there a step to do?"""
         while True:
             self._look_at_writing()
-            for index in range(len(self.slots)):
-                while self.slots[index] is None and (job := self._claim()):
-                    self._try_to_open(job, index)
+            while jobs := self._claim_for([index for index, slot in enumerate(self.slots) if slot is None]):
+                crops = self._read(jobs.values())
+                for index, job in jobs.items():
+                    self._try_to_open(job, index, crops.get(job.identity.key))
             if self.busy:
                 return True
             if self._writing:
@@ -298,6 +303,7 @@ class FitBench:
         finally:
             self.pack.detach()
             self._writer.close()
+            self._reader.close()
             self.queue.close()
 
     # ---- what is seen of it
@@ -376,17 +382,29 @@ class FitBench:
         values = [slot.loss_scale.value if slot else 1.0 for slot in self.slots]
         self._loss_scales.copy_(self._loss_scales.new_tensor(values))
 
-    def _claim(self) -> FitJob | None:
+    def _claim_for(self, free: Sequence[int]) -> dict[int, FitJob]:
+        """Jobs for free slots, as many as there are that can run beside the others."""
+        kinds = {str(crop_side(slot.job, self.backbone)) for slot in self.busy}
+        jobs: dict[int, FitJob] = {}
+        for index in free:
+            job = self._claim(kinds)
+            if job is None:
+                break
+            jobs[index] = job
+            kinds.add(str(crop_side(job, self.backbone)))
+        return jobs
+
+    def _claim(self, kinds: Collection[str]) -> FitJob | None:
         if self.team.size == 1:
-            return self.queue.claim({str(crop_side(slot.job, self.backbone)) for slot in self.busy})
+            return self.queue.claim(kinds)
         claimed = self.queue.claim() if self.team.rank == 0 else None
         key = self.team.agree(claimed.identity.key if claimed else None)
         return self.queue.adopt(key) if key else None
 
-    def _try_to_open(self, job: FitJob, index: int) -> None:
+    def _try_to_open(self, job: FitJob, index: int, crops: Future | None) -> None:
         """A picture or mask that turns out to be unusable is that LoRA's failure, and no other's."""
         try:
-            slot = self._open(job, index)
+            slot = self._open(job, index, crops)
         except (ValueError, OSError) as error:
             if self.team.size > 1:
                 raise
@@ -395,18 +413,11 @@ class FitBench:
             return
         self._place(slot)
 
-    def _open(self, job: FitJob, index: int, history: Sequence[str] = ()) -> Slot:
+    def _open(self, job: FitJob, index: int, crops: Future | None = None, history: Sequence[str] = ()) -> Slot:
         """Encode the picture and its prompt once; then the encoders leave the device again."""
         device = self.pack.flat.device
         with torch.no_grad(), encoders_on(device, self.backbone, self.run):
-            pixels, masks = take_crops(
-                job.picture.paths,
-                job.settings.crops,
-                job.settings.seed,
-                resolution=self.backbone.resolution,
-                multiple=self.backbone.size_multiple,
-                mask=self._find_mask(job),
-            )
+            pixels, masks = crops.result() if crops else self._take_crops(job, self._find_mask(job))
             latents = self._encode(pixels)
             prompt = self.backbone.encode_prompt([job.settings.prompt])
         scaled = job.settings.precision == "16-mixed"
@@ -426,6 +437,24 @@ class FitBench:
         if slot.step:
             log.info("%s goes on from step %d", job.identity.name, slot.step)
         return slot
+
+    def _take_crops(self, job: FitJob, mask: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
+        resolution, multiple = self.backbone.resolution, self.backbone.size_multiple
+        settings = job.settings
+        return take_crops(
+            job.picture.paths, settings.crops, settings.seed, resolution=resolution, multiple=multiple, mask=mask
+        )
+
+    def _read(self, jobs: Iterable[FitJob]) -> dict[str, Future]:
+        """Crops by the jobs' keys, read side by side where a device computes, as far as memory goes; those of which
+        masks are to be found wait for the model."""
+        crops, room = {}, READ_BYTES
+        for job in jobs:
+            count = (job.settings.crops.count or MOST_CROPS) * len(job.picture.paths)
+            room -= count * 3 * 4 * crop_side(job, self.backbone) ** 2
+            if self._reader.apart and room > 0 and isinstance(parse_mask_prompt(job.settings.mask), Everything):
+                crops[job.identity.key] = self._reader.submit(self._take_crops, job, None)
+        return crops
 
     def _encode(self, pixels: torch.Tensor) -> torch.Tensor:
         """E of each crop; equal crops, as of a picture no larger than they are, are encoded once."""
@@ -483,9 +512,10 @@ class FitBench:
     def _publish(self, slot: Slot, preview: Image.Image | None) -> None:
         """Into the library, beside the next steps."""
         settings = slot.job.settings
-        modules = self.pack.export(slot.index, settings.rank)
+        exported = self.pack.exporting(slot.index, settings.rank)
 
         def write(folder: Path) -> None:
+            modules = exported()
             parts = by_part(modules) if settings.text_encoder_targets else {NETWORK: modules}
             configs = {part: settings.config if part == NETWORK else settings.text_config for part in parts}
             save_lora(folder, parts, configs, prediction_type=self.backbone.prediction.name)
@@ -512,7 +542,7 @@ class FitBench:
                 storage.remove(self.queue.library.state_file(job.identity))
             self.team.agree(None)  # none reads the old state
             history = [f"{reason}; started again at {RETRY_FACTOR:g} of its learning rate"]
-            self._place(self._open(job, slot.index, history))
+            self._place(self._open(job, slot.index, history=history))
             return
         if self.team.rank == 0:
             log.error("%s: %s; it is given up", path, reason)

@@ -48,7 +48,7 @@ LOOK_EVERY = 16
 
 #: seconds to compile the layers, the share of a recorded step's time that it saves, and the steps that are timed:
 #: SD 1.5, 16 LoRAs at once, on an H200
-COMPILING, COMPILED, TIMED_STEPS = 240.0, 0.13, 48
+COMPILING, COMPILED, TIMED_STEPS = 100.0, 0.13, 48
 #: flags of the Trainer that mean nothing here, and what they are when nobody sets them
 NO_FLAGS = {
     "fast_dev_run": (False,),

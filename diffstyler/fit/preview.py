@@ -59,7 +59,7 @@ def draw_previews(
             noise = torch.randn(slot.latents.shape[1:], generator=generator).to(device)
             nowhere = Trajectory(schedule.timesteps, noise.expand(len(schedule) + 1, *noise.shape))
             canvases.append(Canvas(noise, nowhere, (Region(slot.index, prompt, nothing, guidance_scale=1.0),)))
-        denoiser = Denoiser(backbone, pack, rows_per_call=max(2, pack.slots) if exact else None)
+        denoiser = Denoiser(backbone, pack, rows_per_call=max(2, pack.slots) if exact else None, recorded=False)
         drawn = denoise(denoiser, canvases, schedule, nothing)
         decoded = [backbone.decode_latents(latents[None].float())[0] for latents in drawn]
     pictures = []

@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR, MultiStepLR, OneCycleLR
 from diffstyler.adapters import FittedLoRA, LoRAIdentity, LoRALibrary, read_record
 from diffstyler.backbones import StableDiffusion
 from diffstyler.errors import DiffstylerError
-from diffstyler.fit.crops import Crops
+from diffstyler.fit.crops import Crops, take_crops
 from diffstyler.fit.data import FitData
 from diffstyler.fit.early_stop import EarlyStop
 from diffstyler.fit.finetuner import FitError, LoRAFinetuner
@@ -438,8 +438,9 @@ class Opaque(DiffusionLoss):
 
 
 def test_loras_written_beside_the_next_steps_are_the_same(tiny_dir, pictures, tmp_path, monkeypatch, whole):
-    """As on CUDA; one that cannot be written ends the run, and its neighbor is there."""
-    monkeypatch.setattr("diffstyler.fit.bench.Workers", lambda apart, threads: Workers(apart=True, threads=threads))
+    """As on CUDA, where pictures are read side by side too; one that cannot be written ends the run, and its neighbor
+    is there."""
+    monkeypatch.setattr("diffstyler.fit.bench.Workers", lambda apart, threads=4: Workers(apart=True, threads=threads))
     beside = finetune(tiny_dir, tmp_path / "beside", pictures, pack_size=2, deterministic=True)
     assert all(same(whole[name], beside[name]) for name in whole)
     publish = LoRALibrary.publish
@@ -455,6 +456,23 @@ def test_loras_written_beside_the_next_steps_are_the_same(tiny_dir, pictures, tm
     assert pictures[0].stem not in {entry.identity.name for entry in LoRALibrary(tmp_path / "full").entries()}
     monkeypatch.setattr(LoRALibrary, "publish", publish)
     assert len(finetune(tiny_dir, tmp_path / "full", pictures[:2])) == 2
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_a_picture_that_cannot_be_read_any_more_fails_alone(tiny_dir, pictures, tmp_path, monkeypatch, whole, apart):
+    monkeypatch.setattr("diffstyler.fit.bench.Workers", lambda threads=4, **_: Workers(apart=apart, threads=threads))
+
+    def gone(paths, *more, **settings):
+        if paths[0] == pictures[1]:
+            raise FileNotFoundError(2, "No such file", str(paths[0]))
+        return take_crops(paths, *more, **settings)
+
+    monkeypatch.setattr("diffstyler.fit.bench.take_crops", gone)
+    with pytest.raises(FitError, match=r"1 LoRAs could not be fitted:\n.*green\.png: .*No such file"):
+        finetune(tiny_dir, tmp_path, pictures, pack_size=2, deterministic=True)
+    fitted = {e.identity.name: matrices(e.folder) for e in LoRALibrary(tmp_path).entries()}
+    assert fitted.keys() == {"red", "blue"}
+    assert all(same(whole[name], own) for name, own in fitted.items())
 
 
 def test_an_error_leaves_the_model_as_it_was(tiny, pictures, tmp_path):

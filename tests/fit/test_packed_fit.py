@@ -63,13 +63,13 @@ def fit_with_peft(folder: Path, path: Path, *, steps: int, dtype: torch.dtype, r
 )
 def test_a_packed_lora_equals_pefts_own(tiny_dir, pictures, tmp_path, precision, steps, bound, monkeypatch):
     expected = fit_with_peft(tiny_dir, pictures[0], steps=steps, dtype=DTYPES[precision])
-    rows, kept = [], LoRAPack.export
+    rows, kept = [], LoRAPack.exporting
 
     def remember(pack, slot, *more):  # in the pack's own precision, before a file rounds it
         rows.append(pack.flat.detach()[slot].clone())
         return kept(pack, slot, *more)
 
-    monkeypatch.setattr(LoRAPack, "export", remember)
+    monkeypatch.setattr(LoRAPack, "exporting", remember)
     finetune(tiny_dir, tmp_path, pictures, steps=steps, pack_size=3, precision=precision)
     names = [key.removesuffix(".lora_A.weight") for key in expected if ".lora_A." in key]
     oracle = torch.cat([expected[f"{name}.lora_{m}.weight"].flatten() for name in names for m in "AB"])

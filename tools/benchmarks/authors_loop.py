@@ -4,8 +4,8 @@
 
 The loop is the transcription that tests compare the preset `reference` with (tests/reference_transcription.py), before
 it the inversion of the content over 999 levels and the reconstruction, one row a call: 2,298 rows for a picture of one
-style. LoRAs are random; the photograph and the styles are the package's own. `bare` is the time of the same UNet calls,
-of as many rows each, without anything around them.
+style. LoRAs are random; the photographs, cut to squares as the loop has, and the styles are the package's own. `bare`
+is the time of the same UNet calls, of as many rows each, without anything around them.
 """
 
 from __future__ import annotations
@@ -24,15 +24,18 @@ import torch
 from bench_fit import quiet
 from bench_models import build, wait
 from bench_predict import QUARTERS, random_lora, run
+from PIL import ImageOps
 from reference_transcription import transcribe
 from torch.nn.functional import interpolate
 
 from diffstyler.backbones import Backbone
 from diffstyler.diffusion.denoiser import Denoiser
+from diffstyler.images import load_image
 from diffstyler.predict.stylizer import Stylizer
 from diffstyler.types import StyleRegion, Triple
 
 PICTURES = Path(__file__).parents[2] / "diffstyler" / "examples" / "pictures"
+CONTENTS = ("astronaut", "cat", "coffee")
 STYLES = ("impasto", "mosaic", "hatching", "watercolor")
 LEVELS = 999
 
@@ -50,6 +53,13 @@ def main() -> None:
     print(f"{chosen.model}, {backbone.resolution} px, {chosen.steps} steps, {where}, torch {torch.__version__}\n")
     with TemporaryDirectory() as folder:
         loras = [random_lora(backbone, Path(folder) / name, 16, seed) for seed, name in enumerate(STYLES)]
+        square = (backbone.resolution, backbone.resolution)
+        for name in CONTENTS:
+            ImageOps.fit(load_image(PICTURES / f"{name}.jpg"), square).save(Path(folder) / f"{name}.png")
+
+        def row(content: str, loras: Sequence[Path]) -> Triple:
+            return triple(Path(folder) / f"{content}.png", loras)
+
         stylizer = Stylizer(backbone, output_dir=None, num_inference_steps=chosen.steps, compile=False)
         timed(stylizer, row("astronaut", loras[:1]), device)  # warm
         rows, seconds = authors_loop(backbone, chosen.steps, chosen.levels, device)
@@ -65,14 +75,14 @@ def main() -> None:
         print(f"\nfour styles over one, seen before: {four / one['both seen before']:.2f}")
 
 
-def row(content: str, loras: Sequence[Path]) -> Triple:
+def triple(content: Path, loras: Sequence[Path]) -> Triple:
     """A picture with each LoRA in a place of its own."""
     masks = ["everything"] if len(loras) == 1 else [f"box: {quarter}" for quarter in QUARTERS]
     regions = [
         StyleRegion(lora, mask=mask, prompt="a", style_picture=PICTURES / f"{lora.name}.jpg")
         for lora, mask in zip(loras, masks, strict=False)
     ]
-    return Triple(content, PICTURES / f"{content}.jpg", tuple(regions))
+    return Triple(content.stem, content, tuple(regions))
 
 
 def timed(stylizer: Stylizer, triple: Triple, device: torch.device) -> tuple[int, float, Counter[int]]:
