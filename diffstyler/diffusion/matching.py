@@ -45,7 +45,7 @@ class StyleMatching(ABC):
     needs_style: bool = True
 
     @abstractmethod
-    def __call__(self, step: Step, clean: Part, style: Part, strength: float) -> Tensor:
+    def __call__(self, step: Step, clean: Part, style: Part, strength: float, content: Tensor) -> Tensor:
         """x̂_0 -> x̂_0 (C, h, w).
 
         Args:
@@ -53,6 +53,7 @@ class StyleMatching(ABC):
             clean: x̂_0, predicted at t, and the region's cells.
             style: E(style picture) and the cells that are of the style; its size may differ.
             strength: of the style, 0 … 2: 0 = as it was.
+            content: E(content), (C, h, w).
         """
 
 
@@ -62,7 +63,7 @@ class NoMatching(StyleMatching):
 
     needs_style = False
 
-    def __call__(self, step: Step, clean: Part, style: Part, strength: float) -> Tensor:
+    def __call__(self, step: Step, clean: Part, style: Part, strength: float, content: Tensor) -> Tensor:
         return clean.latents
 
 
@@ -73,32 +74,37 @@ class PatchTransport(StyleMatching):
     In a rotated basis of patch space, another one at each step, the values of every axis are moved, in their order, to
     the quantiles of the style's; the moves are turned back, and overlapping patches average them (Pitié et al. 2007,
     on patches as Rabin et al. 2011). What lies beside what stays; the denoiser, under the style's LoRA, makes a picture
-    of it at the next step.
+    of it at the next step. Since only the order of values counts, x̂_0 is brought back to the content before: its
+    structure holds, and its colors do not come with it.
 
     Args:
         rate: how far, 0 … 1; times the style's strength where that is less than 1.
         patch: side of the patches, in latent cells; odd.
+        content_weight: how far x̂_0 is brought back to the content's latents first, times t / T; 0 … 1.
     """
 
     rate: float = 1.0
     _: KW_ONLY
     patch: int = 3
+    content_weight: float = 0.4
 
     def __post_init__(self) -> None:
-        if not 0 <= self.rate <= 1:
-            raise DiffstylerError(f"matching.rate: expected a share in 0 … 1, got {self.rate}")
+        for name, value in {"rate": self.rate, "content_weight": self.content_weight}.items():
+            if not 0 <= value <= 1:
+                raise DiffstylerError(f"matching.{name}: expected a share in 0 … 1, got {value}")
         if self.patch not in (1, 3, 5, 7):
             raise DiffstylerError(f"matching.patch: expected 1, 3, 5 or 7 latent cells, got {self.patch}")
 
-    def __call__(self, step: Step, clean: Part, style: Part, strength: float) -> Tensor:
+    def __call__(self, step: Step, clean: Part, style: Part, strength: float, content: Tensor) -> Tensor:
         latents, rate = clean.latents, self.rate * min(1.0, strength)
         sides = (*latents.shape[1:], *style.latents.shape[1:])
         if rate == 0 or clean.is_tiny or style.is_tiny or min(sides) < self.patch:
             return latents
+        latents = torch.lerp(latents, content.to(latents), self.content_weight * step.time)
         # several threads may add in another order, and a picture is not to depend on how many there are
         threads = one_thread() if latents.device.type == "cpu" else nullcontext()
         with threads, torch.autocast(latents.device.type, enabled=False):
-            return latents + rate * self._moves(step.index, clean, style).to(latents.dtype)
+            return latents + rate * self._moves(step.index, Part(latents, clean.cells), style).to(latents.dtype)
 
     def _moves(self, index: int, clean: Part, style: Part) -> Tensor:
         """Of each cell, the mean over the patches that it is in, (C, h, w)."""

@@ -149,7 +149,7 @@ def denoise(
             for i, (canvas, plan) in enumerate(zip(canvases, plans, strict=True)):
                 guided = {n: e for part in plan for n, e in _guided(next(noise_preds), canvas.regions, part)}
                 for n, noise_pred in guided.items():
-                    noise_pred = _matched(matching, canvas.regions[n], step, x[i], noise_pred)
+                    noise_pred = _matched(matching, canvas.regions[n], step, x[i], noise_pred, contents[i].clean)
                     guided[n], before[i, n] = solver(step, x[i], noise_pred, before.get((i, n)))
                 weights = shares([canvas.regions[n].mask for n in sorted(guided)])
                 x[i] = fusion(step, x[i], contents[i], [guided[n] for n in sorted(guided)], weights)
@@ -248,11 +248,16 @@ def _guided(noise_preds: torch.Tensor, regions: Sequence[Region], part: Steered)
 
 
 def _matched(
-    matching: StyleMatching, region: Region, step: Step, x: torch.Tensor, noise_pred: torch.Tensor
+    matching: StyleMatching,
+    region: Region,
+    step: Step,
+    x: torch.Tensor,
+    noise_pred: torch.Tensor,
+    content: torch.Tensor,
 ) -> torch.Tensor:
     """The ε that leads to the x_0 which ``matching`` makes of the predicted one."""
     if region.look is None or not matching.needs_style:
         return noise_pred
     clean = Part(step.level.clean(x, noise_pred), region.cells)
-    moved = matching(step, clean, region.look, region.strength)
+    moved = matching(step, clean, region.look, region.strength, content)
     return noise_pred if moved is clean.latents else step.level.noise(x, moved)

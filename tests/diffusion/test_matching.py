@@ -6,7 +6,7 @@ import torch
 from scipy.stats import wasserstein_distance
 from torch.nn import functional
 
-from diffstyler.diffusion.matching import FEWEST_CELLS, NoMatching, Part, PatchTransport
+from diffstyler.diffusion.matching import FEWEST_CELLS, NoMatching, Part, PatchTransport, StyleMatching
 from diffstyler.errors import DiffstylerError
 from diffstyler.types import NoiseLevel, Step
 
@@ -36,14 +36,19 @@ def patch_distance(a: torch.Tensor, b: torch.Tensor) -> float:
     return float(np.mean([wasserstein_distance(*pair) for pair in zip(*(v.numpy() for v in values), strict=True)]))
 
 
+def match(matching: StyleMatching, clean: Part, look: Part, strength: float = 1.0, index: int = 0) -> torch.Tensor:
+    """Of a picture that is its own content."""
+    return matching(step(index), clean, look, strength, clean.latents)
+
+
 def test_a_channel_gets_the_values_of_the_style_in_its_own_order():
     clean, look = drawn(0, channels=1), style()[:1]
-    moved = PatchTransport(patch=1)(step(), Part(clean), Part(look), 1.0)
+    moved = match(PatchTransport(patch=1), Part(clean), Part(look))
     assert torch.equal(moved.flatten().argsort(), clean.flatten().argsort())
     assert wasserstein_distance(moved.flatten(), look.flatten()) < 0.02 * wasserstein_distance(
         clean.flatten(), look.flatten()
     )
-    half = PatchTransport(0.5, patch=1)(step(), Part(clean), Part(look), 1.0)
+    half = match(PatchTransport(0.5, patch=1), Part(clean), Part(look))
     torch.testing.assert_close(half, (clean + moved) / 2)
 
 
@@ -52,7 +57,7 @@ def test_patches_come_nearer_step_by_step(patch):
     clean, look = drawn(0), style()
     distances = [patch_distance(clean, look)]
     for index in range(8):
-        clean = PatchTransport(patch=patch)(step(index), Part(clean), Part(look), 1.0)
+        clean = match(PatchTransport(patch=patch), Part(clean), Part(look), index=index)
         distances.append(patch_distance(clean, look))
     assert distances[1] < 0.5 * distances[0]
     assert distances[-1] < 0.9 * distances[1]
@@ -60,30 +65,49 @@ def test_patches_come_nearer_step_by_step(patch):
 
 def test_what_is_like_the_style_stays():
     look = style()
-    moved = PatchTransport()(step(), Part(look), Part(look), 1.0)
+    moved = match(PatchTransport(), Part(look), Part(look))
     # the windows at the edges are counted, so that a patch is as often there as here
     torch.testing.assert_close(moved, look, atol=0.05 * float(look.std()), rtol=0)
 
 
 def test_what_is_flat_stays_flat():
-    moved = PatchTransport()(step(), Part(torch.full((4, 16, 20), 0.3)), Part(style()), 1.0)
+    moved = match(PatchTransport(), Part(torch.full((4, 16, 20), 0.3)), Part(style()))
     assert moved[:, 2:-2, 2:-2].std(dim=(1, 2)).max() < 0.01  # at the edges fewer patches are averaged
 
 
 def test_a_region_is_moved_by_its_own_patches_alone():
     clean, other = drawn(0), drawn(0)
     other[:, :, 12:] += 5  # outside, and no patch of the region sees it
-    moved, again = (PatchTransport()(step(), Part(c, LEFT), Part(style()), 1.0) for c in (clean, other))
+    moved, again = (match(PatchTransport(), Part(c, LEFT), Part(style())) for c in (clean, other))
     assert torch.equal(moved[:, :, 11:], clean[:, :, 11:])  # one cell of a patch reaches over the edge
     assert torch.equal(moved[:, :, :11], again[:, :, :11])
     assert patch_distance(moved[:, :, :10], style()) < 0.5 * patch_distance(clean[:, :, :10], style())
+
+
+def test_the_contents_order_holds_and_its_values_do_not_come():
+    clean, look, content = drawn(0, channels=1), style()[:1], 7 + 4 * drawn(3, channels=1)
+    held, free = (
+        PatchTransport(patch=1, content_weight=weight)(step(time=1.0), Part(clean), Part(look), 1.0, content)
+        for weight in (1.0, 0.0)
+    )
+    assert torch.equal(held.flatten().argsort(), content.flatten().argsort())
+    assert torch.equal(free, match(PatchTransport(patch=1), Part(clean), Part(look)))
+    assert wasserstein_distance(held.flatten(), look.flatten()) < 0.02 * wasserstein_distance(
+        content.flatten(), look.flatten()
+    )
+
+
+def test_the_content_holds_less_as_the_noise_goes():
+    clean, content = drawn(0), drawn(3)
+    mixed = PatchTransport(content_weight=0.5)(step(time=0.6), Part(clean), Part(style()), 1.0, content)
+    torch.testing.assert_close(mixed, match(PatchTransport(), Part(torch.lerp(clean, content, 0.3)), Part(style())))
 
 
 def test_a_part_of_the_style_picture_is_the_style():
     look = style(size=(16, 20))
     spoiled = look.clone()
     spoiled[:, :, 12:] = 40
-    whole, part = (PatchTransport()(step(), Part(drawn(0)), Part(s, LEFT), 1.0) for s in (look, spoiled))
+    whole, part = (match(PatchTransport(), Part(drawn(0)), Part(s, LEFT)) for s in (look, spoiled))
     assert torch.equal(whole, part)
 
 
@@ -98,12 +122,12 @@ def test_a_part_of_the_style_picture_is_the_style():
     ],
 )
 def test_nothing_is_moved(matching, clean, strength):
-    assert matching(step(), clean, Part(style()), strength) is clean.latents
+    assert matching(step(), clean, Part(style()), strength, drawn(5)) is clean.latents
 
 
 def test_a_weak_style_pulls_less_and_a_strong_one_no_more():
     clean, look = drawn(0), style()
-    whole, half, more = (PatchTransport()(step(), Part(clean), Part(look), s) for s in (1.0, 0.5, 2.0))
+    whole, half, more = (match(PatchTransport(), Part(clean), Part(look), s) for s in (1.0, 0.5, 2.0))
     torch.testing.assert_close(half, (clean + whole) / 2)
     assert torch.equal(whole, more)
 
@@ -114,13 +138,16 @@ def test_the_number_of_threads_changes_no_bit():
     try:
         for count in (1, 4):
             torch.set_num_threads(count)
-            made.append(PatchTransport()(step(), clean, look, 1.0))
+            made.append(match(PatchTransport(), clean, look))
     finally:
         torch.set_num_threads(threads)
     assert torch.equal(*made)
 
 
-@pytest.mark.parametrize("settings", [{"rate": 1.1}, {"rate": -0.1}, {"patch": 2}, {"patch": 9}])
+@pytest.mark.parametrize(
+    "settings",
+    [{"rate": 1.1}, {"rate": -0.1}, {"content_weight": 1.1}, {"content_weight": -0.1}, {"patch": 2}, {"patch": 9}],
+)
 def test_wrong_settings_are_told(settings):
     with pytest.raises(DiffstylerError, match=f"matching.{next(iter(settings))}: expected"):
         PatchTransport(**settings)

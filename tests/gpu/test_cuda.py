@@ -76,9 +76,9 @@ def test_a_matching_gives_what_the_cpu_gives():
     clean, look = torch.randn(2, 4, 24, 24, generator=torch.Generator().manual_seed(1))
     cells = torch.arange(300)
     step = Step(1, 50, 500, 0.5, NoiseLevel(0.7, 0.7), NoiseLevel(0.8, 0.6))
-    expected = PatchTransport()(step, Part(clean, cells), Part(2 * look), 1.0)
+    expected = PatchTransport()(step, Part(clean, cells), Part(2 * look), 1.0, look)
     with torch.autocast("cuda", torch.bfloat16):
-        actual = PatchTransport()(step, Part(clean.cuda(), cells.cuda()), Part(2 * look.cuda()), 1.0)
+        actual = PatchTransport()(step, Part(clean.cuda(), cells.cuda()), Part(2 * look.cuda()), 1.0, look.cuda())
     torch.testing.assert_close(actual.cpu(), expected, atol=1e-4, rtol=1e-4)
 
 
