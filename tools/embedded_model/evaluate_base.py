@@ -35,7 +35,7 @@ SHEET = (
     ("embroidery", "day, sky, field, flower"),
     ("pencil", "day, sky, house, tree"),
 )
-STEPS, GUIDANCE = 50, 3.0
+STEPS, GUIDANCE = 50, 5.0
 
 
 def evaluate(model: Path, sheet: Path | None, renders: int, device: str) -> None:
