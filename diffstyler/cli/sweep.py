@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import itertools
 import json
@@ -21,8 +22,8 @@ from diffstyler.cli.lightning_cli import PREDICT
 from diffstyler.errors import DiffstylerError, did_you_mean
 from diffstyler.files import atomic_write
 from diffstyler.images import load_image
-from diffstyler.manifests.pictures import read_manifest
-from diffstyler.metrics.measure import Figures, measure
+from diffstyler.manifests.pictures import read_manifest, region_value
+from diffstyler.metrics.measure import Battery, Figures, measure
 from diffstyler.metrics.networks import Networks
 from diffstyler.predict.data import PredictData
 from diffstyler.types import StyleRegion, Triple
@@ -31,6 +32,9 @@ Settings = Mapping[str, object]
 #: of an axis: its values by the names that the figure shows, each the settings that make it
 Axis = Mapping[str, Settings]
 ROW = "row."
+#: settings of predict that a cell cannot have of its own
+OWN_SETTINGS = {"output_dir", "model.output_dir", "data.manifest"}
+LONGEST_FOLDER = 100  # letters
 COLUMNS = tuple(field.name for field in fields(StyleRegion) if field.name != "style")
 SHOWN_SIDE = 256
 MAPS_BESIDE = 3
@@ -80,19 +84,23 @@ def sweep(
     """
     grid = [_axis(name, values) for name, values in axes.items()]
     if len(grid) not in (1, 2):
-        raise DiffstylerError(f"axes: expected one or two, got {len(grid)}; sweep a third one in a run of its own")
+        more = "; sweep a third one in a run of its own" if grid else ""
+        raise DiffstylerError(f"axes: expected one or two, got {len(grid) or 'none'}{more}")
+    networks = networks or Networks()
+    _check_figures(figures, Battery.of(networks))
     triples = read_manifest(manifest)
     shared = {"lora_dir": str(lora_dir), "model.cache_dir": str(output_dir / "trajectories"), **(settings or {})}
     cells = list(_cells(grid, shared, output_dir))
+    rows = [[_changed(triple, cell.settings) for triple in triples] for cell in cells]
+    clis = [PREDICT.cli(_words(cell, manifest)) for cell in cells]  # what is wrong is told before anything is made
     backbone = None
-    for cell in cells:
-        cli = PREDICT.cli(_words(cell, manifest))
-        cli.datamodule = PredictData(triples=[_changed(triple, cell.settings) for triple in triples])
+    for cli, own in zip(clis, rows, strict=True):
+        cli.datamodule = PredictData(triples=own)
         if backbone is not None and backbone.options == cli.model.backbone.options:
             cli.model.backbone = backbone  # loaded once
         cli.trainer.predict(cli.model, datamodule=cli.datamodule, return_predictions=False)
         backbone = cli.model.backbone
-    measured = [measure(cell.folder, networks=networks, resolution=resolution) for cell in cells]
+    measured = [measure(cell.folder, manifest, networks=networks, resolution=resolution) for cell in cells]
     names = _chosen(figures, measured)
     lines: list[dict] = []
     for cell, own in zip(cells, measured, strict=True):
@@ -107,7 +115,12 @@ def sweep(
 def _axis(name: str, values: object) -> Axis:
     """``[a, b]`` of a setting, or names with the settings of each."""
     if isinstance(values, list) and values:
-        return {_told(value): {name: value} for value in values}
+        named: dict[str, Settings] = {}
+        for value in values:
+            if _told(value) in named:
+                raise DiffstylerError(f"axes.{name}: two values are called {_told(value)}; leave one out")
+            named[_told(value)] = {name: value}
+        return named
     if isinstance(values, dict) and values and all(isinstance(own, dict) for own in values.values()):
         return {str(key): own for key, own in values.items()}
     expected = "a list of values, or settings by the name of each value"
@@ -119,12 +132,18 @@ def _told(value: object) -> str:
 
 
 def _cells(grid: Sequence[Axis], shared: Settings, output_dir: Path) -> Iterator[Cell]:
+    taken: set[str] = set()
     for chosen in itertools.product(*(axis.items() for axis in grid)):
         names = tuple(name for name, _ in chosen)
         settings = dict(shared)
         for _, own in chosen:
             settings |= own
-        folder = "_".join(re.sub(r"[^\w.-]+", "-", name) for name in names)
+        for name in OWN_SETTINGS & settings.keys():
+            raise DiffstylerError(f"axes: {name} is the sweep's own; each cell has a folder, and all have the manifest")
+        folder = "_".join(re.sub(r"[^\w.-]+", "-", name) for name in names).strip(".")
+        if not folder or folder.casefold() in taken or len(folder) > LONGEST_FOLDER:
+            folder = f"{folder[:LONGEST_FOLDER]}-{hashlib.sha256(json.dumps(names).encode()).hexdigest()[:8]}"
+        taken.add(folder.casefold())
         yield Cell(names, settings, output_dir / "cells" / folder)
 
 
@@ -141,10 +160,17 @@ def _words(cell: Cell, manifest: Path) -> list[str]:
 def _changed(triple: Triple, settings: Settings) -> Triple:
     """A row with what the cell says of all its regions."""
     changes = {name.removeprefix(ROW): value for name, value in settings.items() if name.startswith(ROW)}
-    for name in changes:
+    for name, value in changes.items():
         if name not in COLUMNS:
             raise DiffstylerError(f"'{ROW}{name}' is no column of a region{did_you_mean(name, COLUMNS)}")
-    return replace(triple, regions=tuple(replace(region, **changes) for region in triple.regions))
+        changes[name] = region_value(name, value, f"axes.{ROW}{name}")
+    regions = tuple(replace(region, **changes) for region in triple.regions)
+    for region in regions:
+        if not region.start > region.stop:
+            raise DiffstylerError(
+                f"axes: expected a start above stop, got start {region.start:g} and stop {region.stop:g} in {triple.id}"
+            )
+    return replace(triple, regions=regions)
 
 
 def _means(figures: Figures) -> dict[str, float]:
@@ -152,12 +178,15 @@ def _means(figures: Figures) -> dict[str, float]:
     return {**own, **figures.together}
 
 
+def _check_figures(wanted: list[str] | None, battery: Battery) -> None:
+    for name in wanted or ():
+        if name not in battery.more_is_better:
+            why = battery.missing.get(name) or "known are " + ", ".join(battery.more_is_better)
+            raise DiffstylerError(f"figures: '{name}' is not computed: {why}")
+
+
 def _chosen(wanted: list[str] | None, measured: Sequence[Figures]) -> list[str]:
     there = [name for name in measured[0].more_is_better if any(name in _means(figures) for figures in measured)]
-    for name in wanted or ():
-        if name not in there:
-            why = measured[0].missing.get(name)
-            raise DiffstylerError(f"figures: '{name}' is not computed: {why or 'known are ' + ', '.join(there)}")
     return wanted or there
 
 

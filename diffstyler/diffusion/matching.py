@@ -80,7 +80,8 @@ class PatchTransport(StyleMatching):
     Args:
         rate: how far, 0 … 1; times the style's strength where that is less than 1.
         patch: side of the patches, in latent cells; odd.
-        content_weight: how far x̂_0 is brought back to the content's latents first, times t / T; 0 … 1.
+        content_weight: how far x̂_0 is brought back to the content's latents first, times t / T and how far the
+            patches then go; 0 … 1.
     """
 
     rate: float = 1.0
@@ -90,7 +91,7 @@ class PatchTransport(StyleMatching):
 
     def __post_init__(self) -> None:
         for name, value in {"rate": self.rate, "content_weight": self.content_weight}.items():
-            if not 0 <= value <= 1:
+            if not (isinstance(value, (int, float)) and 0 <= value <= 1):
                 raise DiffstylerError(f"matching.{name}: expected a share in 0 … 1, got {value}")
         if self.patch not in (1, 3, 5, 7):
             raise DiffstylerError(f"matching.patch: expected 1, 3, 5 or 7 latent cells, got {self.patch}")
@@ -100,7 +101,7 @@ class PatchTransport(StyleMatching):
         sides = (*latents.shape[1:], *style.latents.shape[1:])
         if rate == 0 or clean.is_tiny or style.is_tiny or min(sides) < self.patch:
             return latents
-        latents = torch.lerp(latents, content.to(latents), self.content_weight * step.time)
+        latents = torch.lerp(latents, content.to(latents), rate * self.content_weight * step.time)
         # several threads may add in another order, and a picture is not to depend on how many there are
         threads = one_thread() if latents.device.type == "cpu" else nullcontext()
         with threads, torch.autocast(latents.device.type, enabled=False):

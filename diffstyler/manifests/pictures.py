@@ -15,6 +15,8 @@ from typing import Annotated
 from pydantic import (
     BeforeValidator,
     Field,
+    TypeAdapter,
+    ValidationError,
     ValidationInfo,
     ValidatorFunctionWrapHandler,
     WrapValidator,
@@ -126,6 +128,25 @@ class RegionCells(Cells):
 
 
 REGION_COLUMNS = tuple(RegionCells.model_fields)
+
+
+def region_value(name: str, value: object, where: str) -> object:
+    """What a region's column ``name`` says by ``value``, where there is no file.
+
+    Raises:
+        DiffstylerError: it is no such number or text; ``where`` says what gave it.
+    """
+    if name in ("prompt", "negative_prompt", "mask", "style_mask", "style", "style_picture"):
+        if not isinstance(value, (str, Path)):
+            raise DiffstylerError(f"{where}: expected a text, got {shown(value)}")
+        return value
+    try:
+        number = TypeAdapter(RegionCells.model_fields[name].rebuild_annotation()).validate_python(value)
+    except ValidationError as error:
+        raise DiffstylerError(f"{where}: {error.errors()[0]['msg']}, got {shown(value)}") from None
+    if number is None:
+        raise DiffstylerError(f"{where}: expected a number, got {shown(value)}")
+    return number
 
 
 def _known(values: object, look: ValidatorFunctionWrapHandler, info: ValidationInfo) -> RegionCells:

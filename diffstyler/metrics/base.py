@@ -41,7 +41,8 @@ class Styled:
 class Sample:
     """A stylized picture beside its content, both of one size, and its styled parts.
 
-    ``resolution``: the short side that pictures are compared at.
+    ``resolution``: the short side that pictures are compared at. ``key``: what tells the result from one of other
+    settings.
     """
 
     id: str
@@ -49,6 +50,7 @@ class Sample:
     result_image: Image.Image
     regions: tuple[Styled, ...]
     resolution: int = 256
+    key: str = ""
 
     @cached_property
     def size(self) -> tuple[int, int]:
@@ -139,9 +141,9 @@ def luminance(pixels: torch.Tensor) -> torch.Tensor:
     return ((pixels.float() / 2 + 0.5) * torch.tensor(LUMINANCE).view(3, 1, 1)).sum(0)[None, None]
 
 
-def mean_over(parts: Iterable[Part], measure: Callable[[Part], float]) -> float | None:
-    """Of a figure, over the parts of a picture; None where there is none."""
-    values = [measure(part) for part in parts]
+def mean_over(parts: Iterable[Part], measure: Callable[[Part], float | None]) -> float | None:
+    """Of a figure, over the parts of a picture that have it; None where none does."""
+    values = [value for part in parts if (value := measure(part)) is not None]
     return sum(values) / len(values) if values else None
 
 

@@ -78,32 +78,36 @@ class Battery:
 
     def __call__(self, samples: Iterable[Sample]) -> Figures:
         """Measure all; each picture is read once and let go."""
-        rows = {}
+        rows, keys = {}, {}
         for sample in samples:
+            keys[sample.id] = sample.key
             rows[sample.id] = {k: v for metric in self.metrics for k, v in metric(sample).items()}
             for whole in self.set_metrics:
                 whole.add(sample, rows[sample.id])
         together = {k: v for whole in self.set_metrics for k, v in whole.compute().items()}
         modes = {name: whole.mode for whole in self.set_metrics for name in whole.figures}
-        return Figures(rows, together, self.more_is_better, self.missing, modes)
+        return Figures(rows, together, self.more_is_better, self.missing, modes, keys)
 
 
 @dataclass(frozen=True)
 class Figures:
-    """What was measured: ``rows`` by picture, ``together`` of all pictures."""
+    """What was measured: ``rows`` by picture, ``together`` of all pictures; ``keys`` tell what made each picture."""
 
     rows: Mapping[str, Mapping[str, float]]
     together: Mapping[str, float]
     more_is_better: Mapping[str, bool]
     missing: Mapping[str, str] = field(default_factory=dict)
     modes: Mapping[str, str] = field(default_factory=dict)
+    keys: Mapping[str, str] = field(default_factory=dict)
 
     def values(self, name: str) -> list[float]:
         return [row[name] for row in self.rows.values() if name in row]
 
     def json_lines(self) -> str:
         """A line for each picture, then one of all."""
-        lines: list[dict[str, object]] = [{"id": id, **row} for id, row in self.rows.items()]
+        lines: list[dict[str, object]] = [
+            {"id": id, "key": self.keys.get(id, ""), **row} for id, row in self.rows.items()
+        ]
         means = {name: float(np.mean(own)) for name in self.more_is_better if (own := self.values(name))}
         lines.append({"pictures": len(self.rows), **means, **self.together, "not_computed": dict(self.missing)})
         return "".join(json.dumps(line) + "\n" for line in lines)
@@ -141,7 +145,7 @@ def measure(
         resolution: the short side that pictures are compared at.
 
     Raises:
-        DiffstylerError: there is nothing to measure.
+        DiffstylerError: there is nothing to measure, or a picture of the manifest cannot be measured.
     """
     if resolution < 64:
         raise DiffstylerError(f"resolution: expected at least 64 pixels, got {resolution}")
@@ -150,6 +154,13 @@ def measure(
         figures = Battery.of(networks or Networks())(read_samples(sidecars, resolution))
     if not figures.rows:
         raise DiffstylerError(f"{output_dir}: none of {len(sidecars)} pictures could be measured; the log tells why")
+    if manifest is not None and len(figures.rows) < len(sidecars):
+        left_out = [path.stem for path in sidecars if path.stem not in figures.rows]
+        raise DiffstylerError(
+            f"{output_dir}: {len(left_out)} of {len(sidecars)} pictures of {manifest} could not be measured "
+            f"({', '.join(left_out[:3])}{', …' if len(left_out) > 3 else ''}); the log tells why. Leave the manifest "
+            "out to measure the others"
+        )
     atomic_write(output_dir / FIGURES_NAME, figures.json_lines().encode())
     atomic_write(output_dir / TABLE_NAME, figures.table().encode())
     return figures

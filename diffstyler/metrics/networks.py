@@ -101,7 +101,8 @@ def _reading(path: Path | None, name: str) -> Iterator[None]:
     except NotComputedError:
         raise
     except Exception as error:  # libraries raise all kinds of errors on such files
-        raise NotComputedError(f"networks.{name}: {path} cannot be read as such weights ({error})") from error
+        reason = next(iter(str(error).split("\n")), "")[:120] or type(error).__name__
+        raise NotComputedError(f"networks.{name}: {path} cannot be read as such weights ({reason})") from error
 
 
 def _features(path: Path | None, name: str) -> dict[str, torch.Tensor]:

@@ -65,7 +65,7 @@ def _sample(sidecar: Path, resolution: int) -> Sample:
         Styled(_style(Path(region["style"].get("picture", region["style"]["path"]))), mask, region.get("prompt") or "")
         for region, mask in zip(made["regions"], visible, strict=True)
     ]
-    return Sample(str(made["id"]), content, result, tuple(regions), resolution)
+    return Sample(str(made["id"]), content, result, tuple(regions), resolution, str(made.get("key", "")))
 
 
 def _style(path: Path) -> Image.Image | None:

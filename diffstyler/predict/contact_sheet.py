@@ -117,6 +117,7 @@ class _Inside:
 
 
 _Show = Callable[[str, str], _Shown]
+_Made = tuple[str, str]  # a picture's id, and the key of what made it
 
 
 Word = Annotated[str, Field(pattern=r"^[^\x00]*$")]
@@ -141,6 +142,7 @@ class _Sidecar(BaseModel):
     """What the page shows of a sidecar; the rest of it is not looked at."""
 
     id: Word
+    key: JsonValue = ""
     content: _Picture | None = None
     regions: list[_Region] = []
     settings: dict[str, JsonValue] = {}
@@ -165,7 +167,11 @@ def _sidecars(output_dir: Path) -> list[tuple[Path, _Sidecar]]:
 
 
 def _row(
-    output_dir: Path, picture: Path, sidecar: _Sidecar, show: _Show, figures: Mapping[str, dict[str, float]]
+    output_dir: Path,
+    picture: Path,
+    sidecar: _Sidecar,
+    show: _Show,
+    figures: Mapping[_Made, dict[str, float]],
 ) -> _RowView:
     content, seconds = sidecar.content or _Picture(), sidecar.seconds or 0
     settings = {"seed": sidecar.seed, **_in_words(sidecar.settings), "seconds": round(seconds, 1) or None}
@@ -177,14 +183,17 @@ def _row(
         result=show(str(picture), ""),
         settings={name: value for name, value in {**settings, **versions}.items() if value is not None},
         seconds=seconds,
-        figures=figures.get(sidecar.id, {}),
+        figures=figures.get((sidecar.id, str(sidecar.key)), {}),
     )
 
 
-def _figures(output_dir: Path) -> dict[str, dict[str, float]]:
-    """By picture, what was measured of it."""
+def _figures(output_dir: Path) -> dict[_Made, dict[str, float]]:
+    """By a picture's id and key, what was measured of it; of one that other settings made since, nothing is known."""
     lines = [line for line in read_json_lines(output_dir / FIGURES_NAME) if "id" in line]
-    return {str(line["id"]): {k: float(v) for k, v in line.items() if _is_figure(v)} for line in lines}
+    return {
+        (str(line["id"]), str(line.get("key", ""))): {k: float(v) for k, v in line.items() if _is_figure(v)}
+        for line in lines
+    }
 
 
 def _is_figure(value: object) -> bool:

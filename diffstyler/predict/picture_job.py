@@ -15,7 +15,7 @@ from diffstyler.files import file_sha256
 from diffstyler.images import is_picture, to_tensor
 from diffstyler.masking.prompt import Everything, File, MaskPrompt
 from diffstyler.masking.prompt_parser import parse_mask_prompt
-from diffstyler.predict.adapter_resolver import AdapterFile
+from diffstyler.predict.adapter_resolver import AdapterFile, style_picture
 from diffstyler.storage import told
 from diffstyler.types import StyleRegion, Triple
 
@@ -67,8 +67,8 @@ class RegionJob:
         style = {"path": told(self.row.style)}
         if is_picture(self.row.style):
             style["sha256"] = str(self.adapter.picture)
-        elif self.row.style_picture is not None:
-            style["picture"] = told(self.row.style_picture)
+        elif (picture := style_picture(self.row)) is not None:
+            style["picture"] = told(picture)
         lora = {"path": told(self.adapter.path), "sha256": self.adapter.sha256}
         return {**self.row.record, "style": style, "lora": lora}
 

@@ -70,7 +70,15 @@ def test_an_axis_of_names_sets_several_things_together(given):
 @pytest.mark.parametrize(
     ("axes", "told"),
     [
-        ({}, "expected one or two, got 0"),
+        ({}, "expected one or two, got none$"),
+        ({"row.strength": [0.5, 3]}, "axes.row.strength: Input should be less than or equal to 2, got 3"),
+        ({"row.strength": ["a"]}, r"axes.row.strength: .*got 'a'"),
+        ({"row.strength": [None]}, r"axes.row.strength: expected a number"),
+        ({"row.guidance_scale": [-1]}, r"axes.row.guidance_scale: .*got -1"),
+        ({"row.prompt": [5]}, r"axes.row.prompt: expected a text, got 5"),
+        ({"row.start": [0.2], "row.stop": [0.8]}, "expected a start above stop, got start 0.2 and stop 0.8"),
+        ({"row.strength": [1, 1.0]}, "two values are called 1"),
+        ({"output_dir": ["here", "there"]}, "output_dir is the sweep's own"),
         ({"a": [1], "b": [1], "c": [1]}, "expected one or two, got 3"),
         ({"row.strength": []}, r"axes.row.strength: expected a list"),
         ({"row.strenght": [1]}, r"'row.strenght' is no column of a region.*strength"),
@@ -79,11 +87,43 @@ def test_an_axis_of_names_sets_several_things_together(given):
 def test_what_is_wrong_with_axes_is_told(given, axes, told):
     with pytest.raises(DiffstylerError, match=told):
         sweep(axes=axes, **given)
+    assert not list(given["output_dir"].rglob("*.png"))  # before anything is made
+
+
+def test_a_wrong_setting_of_the_last_cell_is_told_before_anything_is_made(given, capsys):
+    words = [f"--{key}={value}" for key, value in given.items() if key not in {"settings", "figures"}]
+    axes = {"model.matching.content_weight": [0.4, 1.5]}
+    words += ["--settings", json.dumps(given["settings"]), "--axes", json.dumps(axes)]
+    assert main(["sweep", *words]) != 0
+    assert "expected a share in 0 … 1, got 1.5" in capsys.readouterr().err
+    assert not list(given["output_dir"].rglob("*.png"))
+
+
+def test_each_cell_has_a_folder_of_its_own_below_cells(given):
+    names = ["a b", "a-b", "..", "A b"]
+    axes = {"m": {name: {"row.strength": place / 4} for place, name in enumerate(names)}}
+    sweep(axes=axes, **given)
+    folders = {file.parent for file in given["output_dir"].rglob("photo-gold.png") if "thumbnails" not in str(file)}
+    assert len(folders) == 4
+    assert {folder.parent for folder in folders} == {given["output_dir"] / "cells"}
+    assert not any(folder.name.startswith(".") for folder in folders)
+    assert len({line["palette_distance"] for line in lines(given["output_dir"])}) == 4
+
+
+def test_pictures_of_former_settings_are_not_among_the_figures(given):
+    axes = {"row.strength": [0.0, 1.0]}
+    sweep(axes=axes, **given)
+    other = {**given, "settings": {**given["settings"], "model.num_inference_steps": 2}}
+    sweep(axes=axes, **other)
+    again = lines(given["output_dir"])
+    sweep(axes=axes, **{**other, "output_dir": given["output_dir"].with_name("clean")})
+    assert again == lines(given["output_dir"].with_name("clean"))
 
 
 def test_a_figure_that_is_not_computed_is_told_with_the_reason(given):
     with pytest.raises(DiffstylerError, match=r"'lpips' is not computed: networks.alexnet is not given"):
         sweep(axes={"row.strength": [1.0]}, **{**given, "figures": ["lpips"]})
+    assert not given["output_dir"].exists()  # before anything is made
 
 
 @pytest.mark.parametrize("config", FIGURES, ids=lambda path: path.stem)

@@ -97,6 +97,12 @@ def test_the_contents_order_holds_and_its_values_do_not_come():
     )
 
 
+def test_less_of_a_style_brings_less_of_the_content_back():
+    clean, content = drawn(0), drawn(3)
+    near = PatchTransport(content_weight=1.0)(step(time=1.0), Part(clean), Part(style()), 1e-4, content)
+    torch.testing.assert_close(near, clean, atol=1e-2, rtol=0)
+
+
 def test_the_content_holds_less_as_the_noise_goes():
     clean, content = drawn(0), drawn(3)
     mixed = PatchTransport(content_weight=0.5)(step(time=0.6), Part(clean), Part(style()), 1.0, content)
@@ -146,7 +152,15 @@ def test_the_number_of_threads_changes_no_bit():
 
 @pytest.mark.parametrize(
     "settings",
-    [{"rate": 1.1}, {"rate": -0.1}, {"content_weight": 1.1}, {"content_weight": -0.1}, {"patch": 2}, {"patch": 9}],
+    [
+        {"rate": 1.1},
+        {"rate": -0.1},
+        {"content_weight": 1.1},
+        {"content_weight": -0.1},
+        {"content_weight": None},
+        {"patch": 2},
+        {"patch": 9},
+    ],
 )
 def test_wrong_settings_are_told(settings):
     with pytest.raises(DiffstylerError, match=f"matching.{next(iter(settings))}: expected"):

@@ -225,6 +225,7 @@ def test_magenta_sees_a_style_as_at_zero_from_itself_and_the_content_at_one():
     metric = MagentaStyle()
     assert one(metric, noise(1), noise(0), noise(0)) == pytest.approx(0, abs=1e-3)
     assert one(metric, noise(1), noise(1), noise(0)) == pytest.approx(1, abs=1e-3)
+    assert metric(sample(noise(0), noise(1), noise(0))) == {}  # the photograph is the style picture
 
 
 def test_outside_is_counted_in_gray_levels_where_no_mask_reaches():

@@ -13,6 +13,7 @@ from diffstyler.errors import DiffstylerError
 from diffstyler.metrics.base import FIGURES_NAME
 from diffstyler.metrics.measure import TABLE_NAME, Battery, bootstrap, measure
 from diffstyler.metrics.networks import Networks
+from diffstyler.predict.contact_sheet import write_sheet
 from diffstyler.types import StyleRegion, Triple
 
 
@@ -67,12 +68,29 @@ def test_a_picture_that_cannot_be_measured_is_told_and_left_out(results, studio,
     Image.new("RGB", (5, 5)).save(results / "boxed.png")
     assert list(measure(results, resolution=64).rows) == ["photo-gold"]
     assert "boxed.json is not measured: its content is 72 x 64, the result 5 x 5" in caplog.text
+    rows = "id,content,style\nboxed,photo.png,gold.png\nphoto-gold,photo.png,gold.png\n"
+    (studio / "rows.csv").write_text(rows)
+    with pytest.raises(DiffstylerError, match=r"1 of 2 pictures of .*rows.csv could not be measured \(boxed\)"):
+        measure(results, studio / "rows.csv", resolution=64)
     (studio / "photo.png").unlink()
     with pytest.raises(DiffstylerError, match="none of 2 pictures could be measured"):
         measure(results)
     (studio / "empty").mkdir()
     with pytest.raises(DiffstylerError, match="expected pictures and their sidecars"):
         measure(studio / "empty")
+
+
+def test_the_report_shows_no_figures_of_pictures_that_were_made_again(results, studio, tiny_dir):
+    def told() -> int:
+        return write_sheet(results).read_text().count("edge_agreement")
+
+    measure(results, resolution=64)
+    measured = told()
+    stylize(studio, tiny_dir, row(studio), num_inference_steps=2)
+    again = told()
+    assert measured > again > 0  # the other picture's are true still
+    measure(results, resolution=64)
+    assert told() >= measured
 
 
 def test_resolution_has_an_effect(results):

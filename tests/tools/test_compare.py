@@ -28,7 +28,8 @@ def compare(studio, tiny_dir, monkeypatch, capsys):
         words = ["rows.csv", "--lora_dir", "loras", "--output_dir", "out", "--num_inference_steps", "2"]
         words += ["--model", str(tiny_dir), "--resolution", "64", "--methods", *methods]
         monkeypatch.setattr(sys, "argv", ["compare.py", *words])
-        main()
+        if main():
+            raise DiffstylerError(capsys.readouterr().err)
         return {line.split(" | ")[0].strip("| "): line.split(" | ") for line in printed(capsys).splitlines()[2:]}
 
     return run
@@ -74,7 +75,33 @@ def test_steps_that_a_preset_names_are_its_own(compare, monkeypatch, tmp_path):
 def test_a_missing_lora_is_named(compare, studio):
     (studio / "rows.csv").write_text("content,style\ntall.png,gold.png\n")
     with pytest.raises(DiffstylerError, match=r"rows\.csv row 2: BLoRA needs a content LoRA of .*tall\.png; fit it: "):
-        compare("blora")
+        compare("sdedit", "blora")
+    assert not list((studio / "out").rglob("*.png"))  # before anything is made
+
+
+@pytest.mark.parametrize(
+    ("rows", "told"),
+    [
+        ("id,content,style\na,photo.png,gold.png\na,photo.png,tomato.png\n", "row 3.*paint over|several regions"),
+        (
+            'content,style,mask\nphoto.png,gold.png,"box: 0.0,0.0,0.5,1.0"\n',
+            "row 2: expected a content and a style.*got mask",
+        ),
+        ("content,style,strength\nphoto.png,gold.png,0.5\n", "row 2: expected a content and a style.*got strength"),
+        ("content,style\n", "rows.csv"),
+    ],
+)
+def test_rows_that_rivals_cannot_make_are_refused(compare, studio, rows, told):
+    (studio / "rows.csv").write_text(rows)
+    with pytest.raises(DiffstylerError, match=told):
+        compare("default", "sdedit")
+    assert not list((studio / "out").rglob("*.png"))
+
+
+def test_of_one_picture_and_of_none_no_interval_is_told():
+    directions = {"ssim": True, "palette_distance": False}
+    ours, theirs = (Figures({"one": {"ssim": value}}, {}, directions) for value in (0.75, 0.5))
+    assert against(ours, theirs, list(directions), "rival") == "| rival | +0.250 | – | 0 | 0 |"
 
 
 @pytest.mark.parametrize(("ours", "better", "worse"), [((0.9, 0.1), 2, 0), ((0.1, 0.9), 0, 2), ((0.5, 0.5), 0, 0)])

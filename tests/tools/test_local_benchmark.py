@@ -61,7 +61,9 @@ def test_iou_of_equal_half_and_other_masks(tmp_path):
         Image.fromarray(levels.astype(np.uint8)).save(tmp_path / f"{name}.mask.png")
         (tmp_path / f"{name}.json").write_text(json.dumps({"regions": [{"mask_file": f"{name}.mask.png"}]}))
     Image.fromarray(whole).save(tmp_path / "exact/unmade.png")
-    assert ious(tmp_path, tmp_path / "exact") == {"equal": 1, "half": 0.5, "other": 0, "soft": 1}
+    expected = {"equal": 1, "half": 0.5, "other": 0, "soft": 1}
+    assert ious(tmp_path, tmp_path / "exact", [*expected]) == expected
+    assert ious(tmp_path, tmp_path / "exact", ["half"]) == {"half": 0.5}  # others lie there from before
 
 
 def test_the_script_predicts_measures_and_writes_a_table(studio, tiny_dir, capsys):
@@ -100,3 +102,6 @@ def test_the_script_predicts_measures_and_writes_a_table(studio, tiny_dir, capsy
     assert "| outside_largest | 0.000 |" in printed
     model = json.loads((studio / "out/one.json").read_text())["settings"]["model"]
     assert f"model {tiny_dir} ({model['sha256'][:12]}); predict" in printed
+    nowhere = ["--manifest", str(studio / "rows.csv"), "--lora_dir", str(studio / "none"), "--output_dir"]
+    assert run([*nowhere, str(studio / "out"), "--", *options]) == 1
+    assert "mask_iou" not in capsys.readouterr().out  # of pictures that other settings made

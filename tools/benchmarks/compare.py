@@ -16,9 +16,11 @@ import hashlib
 import io
 import json
 import logging
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -32,11 +34,11 @@ from diffstyler.cli.lightning_cli import PREDICT
 from diffstyler.cli.messages import quiet_libraries
 from diffstyler.errors import DiffstylerError
 from diffstyler.files import atomic_write, read_json
-from diffstyler.images import load_image, picture_sha256, save_image
+from diffstyler.images import is_picture, load_image, picture_sha256, save_image
 from diffstyler.manifests.pictures import read_manifest
 from diffstyler.metrics.measure import Figures, bootstrap, measure
 from diffstyler.rivals import BLoRA, Magenta, PlugAndPlay, Rival, SDEdit, Studio, StyleID, Task
-from diffstyler.types import Triple
+from diffstyler.types import StyleRegion, Triple
 
 log = logging.getLogger(__name__)
 
@@ -58,12 +60,12 @@ COST_NAME = "cost.txt"
 FIGURES = ("ssim", "edge_agreement", "patch_distance_ratio", "palette_distance", "magenta_style")
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("manifest", type=Path)
     parser.add_argument("--lora_dir", type=Path, default=Path("loras"))
     parser.add_argument("--output_dir", type=Path, default=Path("comparison"))
-    parser.add_argument("--methods", nargs="*", choices=[*PRESETS, *RIVALS], default=[*PRESETS, *RIVALS])
+    parser.add_argument("--methods", nargs="+", choices=[*PRESETS, *RIVALS], default=[*PRESETS, *RIVALS])
     parser.add_argument("--model", default="embedded")
     parser.add_argument(
         "--num_inference_steps", type=int, default=50, help="of rivals, and of presets that name no steps of their own"
@@ -71,7 +73,28 @@ def main() -> None:
     parser.add_argument("--resolution", type=int, default=256, help="short side that pictures are compared at")
     arguments = parser.parse_args()
     quiet_libraries()
+    try:
+        compare(arguments)
+    except DiffstylerError as error:
+        print(f"compare.py: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def compare(arguments: argparse.Namespace) -> None:
+    """Raises:
+    DiffstylerError: before anything is made: a row that not every method can make, a LoRA or a model that is not there.
+    """
+    for name, least in {"num_inference_steps": 1, "resolution": 64}.items():
+        if getattr(arguments, name) < least:
+            raise DiffstylerError(f"--{name}: expected at least {least}, got {getattr(arguments, name)}")
     triples = read_manifest(arguments.manifest)
+    for triple in triples:
+        check_plain(triple)
+    loras = fitted(arguments.lora_dir)
+    for name in arguments.methods:
+        for triple in triples if name in RIVALS else ():
+            task(RIVALS[name], triple, loras)
     backbone = StableDiffusion(arguments.model).load()
     folders = {name: arguments.output_dir / name for name in arguments.methods}
     for name, folder in folders.items():
@@ -91,6 +114,25 @@ def main() -> None:
     print(table)
 
 
+def check_plain(triple: Triple) -> None:
+    """Raises:
+    DiffstylerError: a row asks for more than the whole picture in the style of one picture, which rivals cannot do.
+    """
+    (first, *more), plain = triple.regions, StyleRegion(triple.regions[0].style)
+    where = triple.origin or triple.id
+    asked = [f.name for f in fields(first) if f.name != "origin" and getattr(first, f.name) != getattr(plain, f.name)]
+    if more or asked:
+        what = "several regions" if more else ", ".join(asked)
+        raise DiffstylerError(f"{where}: expected a content and a style and nothing else, got {what}")
+    if not is_picture(first.style):
+        raise DiffstylerError(f"{where}: expected a style picture, got {first.style}")
+
+
+def fitted(lora_dir: Path) -> dict[tuple[str, str], FittedLoRA]:
+    """LoRAs by role and picture."""
+    return {(e.identity.role, e.identity.picture): e for e in LoRALibrary(lora_dir).entries()}
+
+
 def by_preset(config: Path, backbone: Backbone, arguments: argparse.Namespace, folder: Path) -> None:
     """Through predict itself. What the preset says comes last, and so holds."""
     words = ["--model.num_inference_steps", str(arguments.num_inference_steps), "--config", str(config)]
@@ -107,7 +149,7 @@ def by_rival(
 ) -> None:
     """Pictures and sidecars as predict writes them."""
     studio = Studio(backbone, num_inference_steps=arguments.num_inference_steps)
-    loras = {(e.identity.role, e.identity.picture): e for e in LoRALibrary(arguments.lora_dir).entries()}
+    loras = fitted(arguments.lora_dir)
     for triple in triples:
         asked = task(rival, triple, loras)
         told = sidecar(rival, studio, triple, asked)
@@ -254,16 +296,24 @@ def against(ours: Figures, theirs: Figures, names: Sequence[str], method: str) -
     cells, better, worse = [], 0, 0
     for name in names:
         sign = 1 if ours.more_is_better[name] else -1
-        differences = [sign * (row[name] - theirs.rows[id][name]) for id, row in ours.rows.items() if name in row]
-        low, high = bootstrap(differences)
-        better, worse = better + (low > 0), worse + (high < 0)
-        cells.append(f"{np.mean(differences):+.3f} ({low:+.3f} … {high:+.3f})")
+        both = [
+            (row[name], other[name])
+            for id, row in ours.rows.items()
+            if name in row and name in (other := theirs.rows.get(id, {}))
+        ]
+        differences = [sign * (own - other) for own, other in both]
+        cells.append(interval(differences, "+.3f"))
+        if len(differences) > 1:  # of one picture nothing can be told
+            low, high = bootstrap(differences)
+            better, worse = better + (low > 0), worse + (high < 0)
     return f"| {method} | {' | '.join(cells)} | {better} | {worse} |"
 
 
-def interval(values: Sequence[float]) -> str:
+def interval(values: Sequence[float], style: str = ".3f") -> str:
+    if len(values) < 2:
+        return f"{values[0]:{style}}" if values else "–"
     low, high = bootstrap(values)
-    return f"{np.mean(values):.3f} ({low:.3f} … {high:.3f})"
+    return f"{np.mean(values):{style}} ({low:{style}} … {high:{style}})"
 
 
 def grid(triples: Sequence[Triple], folders: Mapping[str, Path], side: int = 160) -> Image.Image:
@@ -286,7 +336,10 @@ def pareto(measured: Mapping[str, Figures]) -> Figure:
     figure = Figure(figsize=(7, 5), layout="constrained")
     axes = figure.subplots()
     for method, figures in measured.items():
-        x, y = np.mean(figures.values("ssim")), 1 - np.mean(figures.values("patch_distance_ratio"))
+        content, style = figures.values("ssim"), figures.values("patch_distance_ratio")
+        if not content or not style:
+            continue
+        x, y = np.mean(content), 1 - np.mean(style)
         axes.scatter(x, y, s=60)
         axes.annotate(method, (x, y), xytext=(6, 4), textcoords="offset points")
     axes.set(xlabel="content: SSIM", ylabel="style: 1 − patch distance / photograph's")
@@ -295,4 +348,4 @@ def pareto(measured: Mapping[str, Figures]) -> Figure:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -34,15 +34,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = parser.parse_args(arguments)
     words = ["--data.manifest", str(chosen.manifest), "--lora_dir", str(chosen.lora_dir)]
     code = diffstyler(["predict", *chosen.predict, *words, "--output_dir", str(chosen.output_dir)])  # over a config's
-    # of a run that made all rows, the manifest's alone: pictures of other settings lie in the folder too
-    figures = measure(chosen.output_dir, chosen.manifest if code == 0 else None, resolution=chosen.resolution)
-    rows: dict[str, list[float]] = {"mask_iou": [*ious(chosen.output_dir, chosen.manifest.parent / "masks").values()]}
+    if code:  # what lies in the folder was made by other settings, or is not all
+        return code
+    figures = measure(chosen.output_dir, chosen.manifest, resolution=chosen.resolution)
+    found = ious(chosen.output_dir, chosen.manifest.parent / "masks", figures.rows)
+    rows: dict[str, list[float]] = {"mask_iou": [*found.values()]}
     rows |= {name: figures.values(name) for name in FIGURES}
     lines = ["| figure | mean | 95 % interval | pictures |", "|---|---|---|---|"]
     for name, values in rows.items():
-        low, high = bootstrap(values) if values else (np.nan, np.nan)
-        mean = np.mean(values) if values else np.nan
-        lines.append(f"| {name} | {mean:.3f} | {low:.3f} … {high:.3f} | {len(values)} |")
+        cells = "– | –"
+        if values:
+            low, high = bootstrap(values)
+            cells = f"{np.mean(values):.3f} | {low:.3f} … {high:.3f}"
+        lines.append(f"| {name} | {cells} | {len(values)} |")
     versions = [f"{name} {version(name)}" for name in ("diffstyler", "torch", "diffusers")]
     model = read_json(chosen.output_dir / f"{next(iter(figures.rows))}.json")["settings"]["model"]
     versions.append(f"model {model['name']} ({model['sha256'][:12]})")
@@ -53,15 +57,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return code
 
 
-def ious(output_dir: Path, masks: Path) -> dict[str, float]:
-    """Of each picture with an exact mask: the intersection of what was found (at least a half) with it, over the union.
+def ious(output_dir: Path, masks: Path, ids: Collection[str]) -> dict[str, float]:
+    """Of each of these pictures with an exact mask: what was found (at least a half) and it, intersection over union.
 
     ``masks`` holds ``<id>.png``, white = inside.
     """
     found = {}
     for exact in sorted(masks.glob("*.png")):
         sidecar = output_dir / f"{exact.stem}.json"
-        if sidecar.is_file():
+        if exact.stem in ids:
             name = read_json(sidecar)["regions"][0]["mask_file"]
             a, b = (np.asarray(load_image(path).convert("L")) >= 128 for path in (output_dir / name, exact))
             found[exact.stem] = float((a & b).sum() / max(1, (a | b).sum()))
