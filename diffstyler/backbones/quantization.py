@@ -1,7 +1,8 @@
 """A frozen base in 4 or 8 bits, for small cards: its linear layers hold bitsandbytes' weights in place of their own."""
 
 # bitsandbytes is an optional extra without annotations
-# pyright: reportMissingImports=false, reportArgumentType=false, reportCallIssue=false
+# pyright: reportMissingImports=false, reportArgumentType=false, reportCallIssue=false, reportAttributeAccessIssue=false
+# pyright: reportOptionalMemberAccess=false
 
 from __future__ import annotations
 
