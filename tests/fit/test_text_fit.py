@@ -77,13 +77,13 @@ def fit_with_peft(folder: Path, path: Path) -> torch.Tensor:
 
 def test_a_packed_lora_with_text_equals_pefts_own(tiny_dir, pictures, tmp_path, monkeypatch):
     oracle = fit_with_peft(tiny_dir, pictures[0])
-    rows, kept = [], LoRAPack.export
+    rows, kept = [], LoRAPack.exporting
 
     def remember(pack, slot, *more):  # in the pack's own precision, before a file rounds it
         rows.append(pack.flat.detach()[slot].clone())
         return kept(pack, slot, *more)
 
-    monkeypatch.setattr(LoRAPack, "export", remember)
+    monkeypatch.setattr(LoRAPack, "exporting", remember)
     fit_text(tiny_dir, tmp_path, pictures[:2], pack_size=2, precision="64-true")
     errors = sorted(((row - oracle).norm() / oracle.norm()).item() for row in rows)
     assert len(errors) == 2

@@ -163,7 +163,8 @@ class Watched(StyleMatching):
 
     given: ClassVar[list] = []
 
-    def __call__(self, step, clean, style, strength):
+    def __call__(self, step, clean, style, strength, content):
+        assert content.shape == clean.latents.shape
         self.given.append((clean, style, strength))
         return clean.latents
 
