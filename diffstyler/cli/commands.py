@@ -239,7 +239,7 @@ def studio(arguments: Sequence[str]) -> None:
     run(chosen, words, [sys.executable, "-m", "diffstyler", "studio", *folders, *words, "--worker"])
 
 
-#: half of the default's: patch distance and SSIM hardly change, and two cores take half as long
+#: half of the default's, and so half of the rows: patch distance and SSIM hardly change
 DEMO_STEPS = 25
 
 
