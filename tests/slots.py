@@ -12,7 +12,7 @@ from torch import nn
 
 from diffstyler.adapters import LoRAIdentity, LoRAPack, Rows
 from diffstyler.fit.jobs import FitJob, FitPicture, FitSettings
-from diffstyler.fit.slot import LossScale, Slot, clip_, open_slot
+from diffstyler.fit.slot import LossScale, Slot, clip_, open_slot, take_steps
 from diffstyler.types import PromptEmbeds
 
 
@@ -71,8 +71,8 @@ def train(*slots: Slot, steps: int) -> None:
     for _ in range(steps):
         losses = backward(list(slots))
         cut(*slots)
+        take_steps(slots)
         for slot, loss in zip(slots, losses.tolist(), strict=True):
-            slot.take_step()
             slot.losses.append(loss)
             slot.step += 1
 

@@ -30,7 +30,7 @@ from diffstyler.fit.jobs import FitJob, FitSettings
 from diffstyler.fit.lora_card import write_lora_card
 from diffstyler.fit.losses import Noised
 from diffstyler.fit.preview import PREVIEW_STEPS, draw_previews
-from diffstyler.fit.slot import RETRY_FACTOR, Draw, LossScale, NonFiniteLossError, Slot, clip_, open_slot
+from diffstyler.fit.slot import RETRY_FACTOR, Draw, LossScale, Slot, clip_, open_slot, take_scaled_steps, take_steps
 from diffstyler.images import load_image
 from diffstyler.masking import find_masks
 from diffstyler.masking.prompt import Everything
@@ -233,10 +233,10 @@ class FitBench:
         scaled = any(slot.loss_scale.dynamic for slot in self.busy)
         with uninterrupted():  # a state that is saved then is that of a whole step
             if scaled:
-                self._take_scaled_steps(norms.tolist())
+                take_scaled_steps(self.busy, norms.tolist())
+                self._set_scales()
             else:
-                for slot in self.busy:
-                    slot.take_step()
+                take_steps(self.busy)
             for slot in self.busy:
                 slot.step += 1
         saving = [slot for slot in self.busy if not slot.done and slot.step % self.checkpoint_every == 0]
@@ -263,14 +263,6 @@ class FitBench:
             self.pace = None
         if pays:
             self.compile()
-
-    def _take_scaled_steps(self, norms: Sequence[float]) -> None:
-        for slot in self.busy:
-            try:
-                slot.scaled_step(norms[slot.index])
-            except NonFiniteLossError:
-                continue  # as its norm, which is looked at, says
-        self._set_scales()
 
     def _look_at_losses(self) -> None:
         """What the steps since the last look were like; a LoRA that is not finite starts again or is given up."""

@@ -36,6 +36,8 @@ Size = Callable[[int, int], tuple[int, int]]
 TILE_BYTES = 2.5 * 2**30
 #: what allocators and kernels take besides the tensors
 MARGIN = 1.2
+#: of libraries' workspaces, whatever the size: what an H200 held for SD 1.5, 2.1 and XL is met within 13 % so
+WORKSPACE = 0.5 * 2**30
 #: of a LoRA's parameters while it is fitted: weights, gradient, and AdamW's two moments, in 4 bytes each
 STATES = 4 * 4
 #: bits of a quantized weight, its scales included
@@ -78,7 +80,8 @@ class FitForecast:
     def bytes(self, slots: int, batch_size: int, *, checkpointing: bool) -> float:
         """At the peak of a step of ``slots`` LoRAs; the encoders are off the device by then."""
         rows = self.checkpointed if checkpointing else self.training
-        return MARGIN * (self.network_bytes + rows.at(slots * batch_size) + slots * STATES * self.lora_parameters)
+        alive = self.network_bytes + rows.at(slots * batch_size) + slots * STATES * self.lora_parameters
+        return WORKSPACE + MARGIN * alive
 
     def flops(self, steps: int, batch_size: int) -> float:
         """Of one LoRA: a training step costs 2.13 forwards, the base being frozen."""
@@ -112,7 +115,7 @@ class PredictForecast:
         idle = 0.0 if offload else self.vae_bytes + self.text_bytes
         decoding = self.vae_bytes + (min(self.decode_bytes, TILE_BYTES) if tiling else self.decode_bytes)
         resident = self.network_bytes + styles * 4 * self.lora_parameters
-        return MARGIN * (resident + max(idle + self.forward.at(rows), idle * (not offload) + decoding))
+        return WORKSPACE + MARGIN * (resident + max(idle + self.forward.at(rows), idle * (not offload) + decoding))
 
 
 def forecast_fit(backbone: Backbone, size: Size, dtype: torch.dtype, lora: LoraConfig) -> FitForecast:
@@ -226,7 +229,8 @@ def network_rate(
 
 
 class AliveBytes(TorchDispatchMode):
-    """Counts the bytes of all tensors made inside that are alive: now, and at the peak."""
+    """Counts the bytes of all tensors made inside that are alive: now, and at the peak. Views of what was there before,
+    such as a weight turned, take nothing."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -234,6 +238,9 @@ class AliveBytes(TorchDispatchMode):
         self._known: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        for tensor in tree_iter((args, kwargs)):
+            if isinstance(tensor, torch.Tensor):
+                self._known.setdefault(tensor.untyped_storage(), 0)
         output = func(*args, **(kwargs or {}))
         for tensor in tree_iter(output):
             if isinstance(tensor, torch.Tensor) and tensor.untyped_storage() not in self._known:

@@ -7,7 +7,7 @@ import torch
 from slots import backward, cut, open_slots, train
 
 from diffstyler.fit.early_stop import EarlyStop
-from diffstyler.fit.slot import LossScale, NonFiniteLossError
+from diffstyler.fit.slot import LossScale, NonFiniteLossError, take_scaled_steps, take_steps
 
 
 def test_draws_depend_on_seed_and_step_alone():
@@ -74,6 +74,62 @@ def test_training_learns_each_row_apart():
     assert alone.done
 
 
+def adamw(**numbers):
+    """Makes one AdamW after the other, the last of these numbers each."""
+    lists = {name: list(values) for name, values in numbers.items()}
+    return lambda weights: torch.optim.AdamW(weights, **{name: values.pop(0) for name, values in lists.items()})
+
+
+@pytest.mark.parametrize(
+    "make",
+    {
+        "equal numbers": lambda: adamw(lr=[0.1, 0.1, 0.1]),
+        "other rates": lambda: adamw(lr=[0.1, 0.2, 0.1]),
+        "other moments": lambda: adamw(betas=[(0.9, 0.99), (0.5, 0.9), (0.9, 0.99)], weight_decay=[0.1, 0.1, 0.3]),
+        "other flags": lambda: adamw(amsgrad=[True, True, False], maximize=[True, False, False], eps=[1e-3] * 3),
+        "fused": lambda: adamw(fused=[True] * 3, lr=[0.1] * 3),
+        "foreach": lambda: adamw(foreach=[True] * 3),
+        "rates in tensors": lambda: adamw(lr=[torch.tensor(0.1)] * 3),
+        "another kind": lambda: torch.optim.NAdam,
+    }.items(),
+    ids=lambda item: item[0],
+)
+def test_steps_together_are_those_of_each_optimizer_alone(make, tmp_path):
+    """From their first step on, after an interruption, and where one is some steps ahead."""
+    together, apart = (open_slots(1, 7, 9, optimizer=make[1]()) for _ in range(2))
+    for step in range(6):
+        for slots in (together, apart):
+            backward(slots)
+            cut(*slots)
+        due = together if step % 3 else together[:2]
+        take_steps(due)
+        for slot in apart[: len(due)]:
+            slot.weights.grad = slot.gradient
+            slot.optimizer.step()
+            slot.scheduler.step()
+        if step == 2:
+            together[1].save(tmp_path / "state.pt")
+            together[1].restore(tmp_path / "state.pt")
+        assert torch.equal(together[0].pack.flat, apart[0].pack.flat)
+    for one, other in zip(together, apart, strict=True):
+        assert str(one.optimizer.state_dict()) == str(other.optimizer.state_dict())
+
+
+def test_equal_adamws_step_in_one_call(monkeypatch):
+    called = []
+    monkeypatch.setattr("diffstyler.fit.slot.adamw", lambda weights, *args, **numbers: called.append(len(weights)))
+    slots = open_slots(1, 7, 9)
+    train(*slots, steps=3)
+    assert called == [3, 3]  # the first step makes the states
+
+
+def test_a_hook_on_an_optimizer_is_called():
+    slots, called = open_slots(1, 7), []
+    slots[1].optimizer.register_step_post_hook(lambda *_: called.append(1))
+    train(*slots, steps=3)
+    assert len(called) == 3
+
+
 def test_an_interruption_leaves_no_trace(tmp_path):
     (through,), (interrupted,) = open_slots(7), open_slots(7)
     train(through, steps=6)
@@ -100,7 +156,7 @@ def test_the_gradient_is_unscaled_and_clipped(clip):
     (norm,) = cut(slot)
     assert norm == pytest.approx(gradient.norm().item())
     assert norm > 0.1
-    slot.scaled_step(norm)
+    take_scaled_steps([slot], [norm])
     expected = gradient * min(1, (clip or math.inf) / norm)
     torch.testing.assert_close(before - slot.weights, expected)
 
@@ -113,7 +169,7 @@ def test_an_overflow_skips_the_step_and_halves_the_scale(first):
     before = slot.weights.detach().clone()
     backward([slot])
     slot.pack.flat.grad[0, 0] = torch.inf
-    slot.scaled_step(*cut(slot))
+    take_scaled_steps([slot], cut(slot))
     assert slot.loss_scale.value == 512
     assert torch.equal(slot.weights, before)
     train(slot, steps=1)
