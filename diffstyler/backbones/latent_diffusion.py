@@ -268,9 +268,10 @@ class LatentDiffusion(Backbone):
     def _set_up_schedule(self, scheduler: DDIMScheduler) -> None:
         """DDIM on the model's own noise levels, "leading" with offset 1, whatever sampler it was saved with."""
         self._check_schedule(scheduler)
-        self.scheduler = DDIMScheduler.from_config(
-            scheduler.config, clip_sample=False, set_alpha_to_one=False, steps_offset=1, timestep_spacing="leading"
-        )
+        with torch.device("cpu"):  # a Trainer makes models where they are to run; looking there would be waiting
+            self.scheduler = DDIMScheduler.from_config(
+                scheduler.config, clip_sample=False, set_alpha_to_one=False, steps_offset=1, timestep_spacing="leading"
+            )
         self.prediction = PREDICTIONS[self.scheduler.config["prediction_type"]]
         self.alphas_cumprod = self.scheduler.alphas_cumprod.double()
         self.num_train_timesteps = len(self.alphas_cumprod)

@@ -90,6 +90,16 @@ def test_the_schedule_is_the_schedulers(tiny, pipe, steps):
     assert all(level.signal**2 + level.sigma**2 == pytest.approx(1) for level in schedule.levels)
 
 
+def test_noise_levels_are_on_the_cpu_wherever_the_model_is_made(tiny_dir):
+    """As a Trainer makes it: looking at levels elsewhere would be waiting for what runs there."""
+    with torch.device("meta"):
+        model = StableDiffusion(str(tiny_dir))
+        model.check()
+        timesteps = torch.tensor([5], device="cpu")
+        level = model.noise_levels(timesteps)
+    assert level.signal.device == level.sigma.device == model.scheduler.alphas_cumprod.device == torch.device("cpu")
+
+
 @BOTH
 @torch.no_grad()
 def test_noise_from_the_unets_output(tiny):

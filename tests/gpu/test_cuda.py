@@ -19,6 +19,7 @@ from diffstyler.diffusion.injection import CrossLoRAInjection
 from diffstyler.diffusion.inversion import Clean, invert
 from diffstyler.diffusion.matching import Part, PatchTransport
 from diffstyler.diffusion.sampling import Canvas, Region, denoise
+from diffstyler.fit.bench import FitBench
 from diffstyler.images import to_tensor
 from diffstyler.types import NoiseLevel, Step
 
@@ -201,6 +202,25 @@ def test_pictures_do_not_depend_on_their_batch(studio: Path, tiny_dir: Path):
     together = stylize(studio, tiny_dir, *rows, out="together", batch_size="auto", accelerator="gpu")
     for ours, theirs in zip(together, alone, strict=True):
         assert (to_tensor(ours) - to_tensor(theirs)).abs().mean() < 0.01
+
+
+def test_a_step_of_a_fit_waits_for_nothing(tiny_dir, pictures, tmp_path, monkeypatch):
+    """But where losses are looked at, every sixteenth step."""
+    waits, draw, update = [], FitBench.draw, FitBench.update
+
+    def watched(function, bench, *args):
+        looks = len(bench._unseen) + 1 >= bench.look_every or any(slot.step < 2 for slot in bench.busy)
+        torch.cuda.set_sync_debug_mode("default" if looks else "error")
+        try:
+            return function(bench, *args)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+            waits.append(looks)
+
+    monkeypatch.setattr(FitBench, "draw", lambda bench: watched(draw, bench))
+    monkeypatch.setattr(FitBench, "update", lambda bench, losses: watched(update, bench, losses))
+    finetune(tiny_dir, tmp_path / "loras", pictures[:2], steps=16, pack_size=2, flags={"accelerator": "gpu"})
+    assert waits.count(False) > 20
 
 
 def test_a_fit_goes_on_after_a_kill(tiny_dir, pictures, tmp_path):
