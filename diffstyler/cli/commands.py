@@ -241,6 +241,8 @@ def studio(arguments: Sequence[str]) -> None:
 
 #: half of the default's, and so half of the rows: patch distance and SSIM hardly change
 DEMO_STEPS = 25
+#: pictures made together: on two cores a sixth faster than one after the other
+DEMO_TOGETHER = 3
 
 
 def demo(arguments: Sequence[str]) -> None:
@@ -256,7 +258,7 @@ def demo(arguments: Sequence[str]) -> None:
         runs = ["--trainer.logger.save_dir", str(folder / "runs")]
         fit(["--config", str(configs_dir() / config), "--data.manifest", str(rows), *loras, *runs])
     output = ["--output_dir", str(folder / "pictures"), "--model.cache_dir", str(folder / "trajectories")]
-    output += ["--model.num_inference_steps", str(DEMO_STEPS)]
+    output += ["--model.num_inference_steps", str(DEMO_STEPS), "--data.batch_size", str(DEMO_TOGETHER)]
     predict(["--config", str(configs_dir() / "predict.yaml"), "--data.manifest", str(manifest), *loras, *output])
     print(f"\nLoRAs:          {folder / 'loras'}\npictures:       {folder / 'pictures'}")
     print(f"contact sheet:  {folder / 'pictures' / 'index.html'}")

@@ -273,7 +273,8 @@ def take_steps(slots: Sequence[Slot]) -> None:
             adamw(
                 [slot.weights for slot in alike],
                 [slot.gradient for slot in alike],
-                *([state[name] for state in states] for name in ("exp_avg", "exp_avg_sq")),
+                [state["exp_avg"] for state in states],
+                [state["exp_avg_sq"] for state in states],
                 [state["max_exp_avg_sq"] for state in states if "max_exp_avg_sq" in state],
                 [state["step"] for state in states],
                 **dict(kind),
