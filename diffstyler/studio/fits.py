@@ -30,9 +30,7 @@ class Fits:
             with gr.Column(scale=1, min_width=300):
                 gr.Markdown("### Learn styles from pictures")
                 self.upload = parts.drop("Drop style pictures here, or press to choose", several=True)
-                self.steps = gr.Slider(
-                    10, MOST_FIT_STEPS, 2 * FIT_STEPS, step=10, label="Steps", info="of each picture"
-                )
+                self.steps = gr.Slider(10, MOST_FIT_STEPS, FIT_STEPS, step=10, label="Steps", info="of each picture")
                 self.prompt = gr.Textbox(label="Prompt", placeholder="painting of <sss>", info="describes the pictures")
                 self.go = gr.Button("Fit", variant="primary")
                 self.status = gr.HTML()

@@ -122,7 +122,6 @@ def test_a_fit_of_before_runs(tmp_path):
 
 STATED_ALL_THE_SAME = {
     "predict": {"output_dir"},  # by this one line `check` knows whose settings they are
-    "content": {"model.optimizer.init_args.lr"},  # a default of torch's, not ours
 }
 
 

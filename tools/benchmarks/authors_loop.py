@@ -5,7 +5,7 @@
 The loop is the transcription that tests compare the preset `reference` with (tests/reference_transcription.py), before
 it the inversion of the content over 999 levels and the reconstruction, one row a call: 2,298 rows for a picture of one
 style. LoRAs are random; the photographs, cut to squares as the loop has, and the styles are the package's own. `bare`
-is the time of the same UNet calls, of as many rows each, without anything around them.
+is the time of as many UNet calls of as many rows each, right after the picture, without anything around them.
 """
 
 from __future__ import annotations
@@ -101,24 +101,22 @@ def timed(stylizer: Stylizer, triple: Triple, device: torch.device) -> tuple[int
 
 def report(stylizer: Stylizer, name: str, triple: Triple, loop: float | None, device: torch.device) -> float:
     rows, seconds, sizes = timed(stylizer, triple, device)
-    bare = sum(count * forward_seconds(stylizer.backbone, size, device) for size, count in sizes.items())
+    bare = sum(forward_seconds(stylizer.backbone, size, device, count) for size, count in sizes.items())
     ratio = "" if loop is None else f"{loop / seconds:.1f}"
     print(f"| {name} | {rows} | {seconds:.1f} | {ratio} | {seconds / bare - 1:+.0%} |", flush=True)
     return seconds
 
 
 @torch.inference_mode()
-def forward_seconds(backbone: Backbone, rows: int, device: torch.device, calls: int = 5) -> float:
-    """The shortest of some bare calls of the UNet."""
+def forward_seconds(backbone: Backbone, rows: int, device: torch.device, calls: int) -> float:
+    """Of so many bare calls of the UNet."""
     latents, texts = inputs(backbone, rows, device)
-    seconds = []
+    wait(device)
+    began = time.perf_counter()
     for _ in range(calls):
-        wait(device)
-        began = time.perf_counter()
         backbone.network(latents, torch.tensor(500, device=device), encoder_hidden_states=texts)
-        wait(device)
-        seconds.append(time.perf_counter() - began)
-    return min(seconds)
+    wait(device)
+    return time.perf_counter() - began
 
 
 def inputs(backbone: Backbone, rows: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
