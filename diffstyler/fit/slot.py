@@ -284,8 +284,8 @@ def take_steps(slots: Sequence[Slot]) -> None:
 
 
 def take_scaled_steps(slots: Sequence[Slot], gradient_norms: Sequence[float]) -> None:
-    """The same with loss scales that follow the gradients' norms, by slot: a LoRA whose gradient overflows takes no
-    step; one that overflows however small the scale neither, as its norm goes on to say."""
+    """The same with loss scales that follow the gradients' norms (by slot): a LoRA whose gradient overflows takes no
+    step. One that does so however small the scale is left to whoever looks at the norms."""
     finite = []
     for slot in slots:
         norm = gradient_norms[slot.index]

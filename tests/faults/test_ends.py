@@ -145,7 +145,7 @@ def test_a_fit_that_compiles_ends_within_seconds(studio, tiny_dir, monkeypatch):
     assert time.monotonic() - began < 10
 
 
-def test_ctrl_c_between_two_loras_of_a_step_saves_no_half_step(studio, tiny_dir, monkeypatch):
+def test_ctrl_c_between_two_loras_of_a_step_saves_no_half_step(studio, tiny_dir):
     words = command("fit", studio, tiny_dir, "--trainer.deterministic", "true", "--data.pack_size", "2")
     try:
         assert main([*words, "--lora_dir", str(studio / "whole")]) == 0
