@@ -1,6 +1,7 @@
 """Fitting: exact whatever the neighbors, bitwise the same after an interruption, careful with what is not finite."""
 
 import json
+import shutil
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -34,15 +35,12 @@ def same(a: dict, b: dict) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
 
 
-def test_order_neighbors_and_slots_do_not_matter(tiny_dir, pictures, tmp_path):
+def test_order_neighbors_and_slots_do_not_matter(tiny_dir, pictures, tmp_path, whole):
     """Three LoRAs of unequal lengths in two slots, so that they meet in other ways."""
     settings = {"pack_size": 2, "deterministic": True}
-    fitted = [
-        finetune(tiny_dir, tmp_path / str(index), order, **settings)
-        for index, order in enumerate([pictures, pictures[::-1], [*pictures[1:], pictures[0]]])
-    ]
-    for other in fitted[1:]:
-        assert all(same(fitted[0][name], other[name]) for name in fitted[0])
+    for index, order in enumerate([pictures[::-1], [*pictures[1:], pictures[0]]]):
+        other = finetune(tiny_dir, tmp_path / str(index), order, **settings)
+        assert all(same(whole[name], other[name]) for name in whole)
 
 
 @pytest.fixture(scope="module")
@@ -146,6 +144,14 @@ def test_each_row_of_a_fit_manifest_has_its_own_settings(tiny_dir, pictures, tmp
     assert keys[0] == keys[1]  # however it is asked for, it is the same LoRA
 
 
+@pytest.fixture(scope="module")
+def plain(tiny_dirs, pictures, tmp_path_factory):
+    """A library with the LoRA of the first picture by the default settings."""
+    folder = tmp_path_factory.mktemp("plain") / "loras"
+    finetune(tiny_dirs["epsilon"], folder, pictures[:1])
+    return folder
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -166,12 +172,12 @@ def test_each_row_of_a_fit_manifest_has_its_own_settings(tiny_dir, pictures, tmp
     ],
     ids=lambda change: "-".join(change),
 )
-def test_every_setting_has_an_effect(tiny_dir, pictures, tmp_path, change):
-    plain = finetune(tiny_dir, tmp_path / "loras", pictures[:1])["red"]
+def test_every_setting_has_an_effect(tiny_dir, pictures, tmp_path, plain, change):
+    shutil.copytree(plain, tmp_path / "loras")
     used = [pictures[index] for index in change.get("pictures", (0,))]
     change = {name: value for name, value in change.items() if name != "pictures"}
     (changed,) = finetune(tiny_dir, tmp_path / "loras", used, **change).values()
-    assert not same(plain, changed)
+    assert not same(matrices(next(plain.glob("red-*"))), changed)
     assert len([f for f in (tmp_path / "loras").iterdir() if not f.name.startswith(".")]) == 2
 
 
