@@ -2,7 +2,8 @@
 
 import copy
 import shutil
-from functools import lru_cache
+from collections.abc import Callable
+from functools import cache, lru_cache
 from pathlib import Path
 
 import pytest
@@ -103,21 +104,34 @@ def _loaded(folder: Path) -> StableDiffusion:
 RANK = 4
 
 
+@pytest.fixture(scope="session")
+def studios(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Path]:
+    """A model's directory -> ``studio`` as it is at first, made once."""
+
+    @cache
+    def make(tiny_dir: Path) -> Path:
+        folder = tmp_path_factory.mktemp("studio")
+        generator = torch.Generator().manual_seed(0)
+        for name, size in {"photo": (72, 64), "tall": (64, 88), "gold": (64, 64), "tomato": (64, 64)}.items():
+            small = torch.randint(256, (8, 8, 3), generator=generator, dtype=torch.uint8)
+            Image.fromarray(small.numpy()).resize(size).save(folder / f"{name}.png")
+        backbone = _loaded(tiny_dir)
+        config = LoraConfig(r=RANK, lora_alpha=RANK, target_modules=["to_q", "to_k", "to_v", "to_out.0"])
+        library = LoRALibrary(folder / "loras")
+        for name, role in {"gold": "style", "tomato": "style", "photo": "content"}.items():
+            parts = {"unet": random_modules(backbone.unet, config, seed=sum(name.encode()), size=0.3)}
+            sha256 = picture_sha256(load_image(folder / f"{name}.png"))
+            identity = LoRAIdentity(role, name, sha256, backbone.fingerprint(), {"prompt": f"painting of {name}"})
+            library.publish(identity, lambda folder, parts=parts: save_lora(folder, parts, {"unet": config}))
+        return folder
+
+    return make
+
+
 @pytest.fixture
-def studio(tmp_path: Path, tiny_dir: Path) -> Path:
+def studio(tmp_path: Path, tiny_dir: Path, studios: Callable[[Path], Path]) -> Path:
     """A folder with two photographs, two style pictures, and a library with random LoRAs for all of them."""
-    generator = torch.Generator().manual_seed(0)
-    for name, size in {"photo": (72, 64), "tall": (64, 88), "gold": (64, 64), "tomato": (64, 64)}.items():
-        small = torch.randint(256, (8, 8, 3), generator=generator, dtype=torch.uint8)
-        Image.fromarray(small.numpy()).resize(size).save(tmp_path / f"{name}.png")
-    backbone = StableDiffusion(str(tiny_dir)).load()
-    config = LoraConfig(r=RANK, lora_alpha=RANK, target_modules=["to_q", "to_k", "to_v", "to_out.0"])
-    library = LoRALibrary(tmp_path / "loras")
-    for name, role in {"gold": "style", "tomato": "style", "photo": "content"}.items():
-        parts = {"unet": random_modules(backbone.unet, config, seed=sum(name.encode()), size=0.3)}
-        sha256 = picture_sha256(load_image(tmp_path / f"{name}.png"))
-        identity = LoRAIdentity(role, name, sha256, backbone.fingerprint(), {"prompt": f"painting of {name}"})
-        library.publish(identity, lambda folder, parts=parts: save_lora(folder, parts, {"unet": config}))
+    shutil.copytree(studios(tiny_dir), tmp_path, dirs_exist_ok=True)
     return tmp_path
 
 
