@@ -1,6 +1,7 @@
 """A tiny random backbone of Stable Diffusion's topology, and a browser."""
 
 import copy
+import gc
 import shutil
 from collections.abc import Callable
 from functools import cache, lru_cache
@@ -21,6 +22,12 @@ from diffstyler.backbones.source import EMBEDDED
 from diffstyler.images import load_image, picture_sha256
 
 torch.set_num_threads(1)  # the models are tiny, and tests run side by side
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """What was imported stays: else every collection of garbage looks through it again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
