@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 OLDEST := .venv-oldest
 DOCS := .venv-docs
 DEMO ?= demo
+# by uv where it can be had, with what pip was told on this machine
+INSTALL = $(BIN)/python tools/install/install.py
 # what touches the libraries most, without the longest and three whose bounds on rounding were measured on today's kernels
 FAST := $(addprefix tests/,adapters backbones diffusion manifests cli/test_main.py) \
 	--ignore tests/diffusion/test_reference_parity.py --ignore tests/diffusion/test_sampling.py \
@@ -44,19 +46,18 @@ docs:
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "diffstyler needs Python 3.10 or newer: make PYTHON=python3.12")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet torch torchvision
-	$(BIN)/python -m pip install --quiet --editable '.[all]'
+	$(INSTALL) --editable '.[all]'
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --editable '.[all,dev]'
+	$(INSTALL) --editable '.[all,dev]'
 	touch $@
 
 $(OLDEST)/.installed: $(VENV)/.installed-dev
 	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(OLDEST)
-	$(BIN)/uv pip install --quiet --python $(OLDEST)/bin/python --resolution lowest-direct --editable .
+	$(INSTALL) --python $(OLDEST)/bin/python --resolution lowest-direct --editable .
 	$(OLDEST)/bin/python -c 'import diffstyler; from diffstyler import LoRAFinetuner, Stylizer, fit, stylize'
-	$(BIN)/uv pip install --quiet --python $(OLDEST)/bin/python --editable '.[test]'
+	$(INSTALL) --python $(OLDEST)/bin/python --editable '.[test]'
 	touch $@
 
 clean:
