@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
+import socket
 import subprocess
 import sys
 import time
+import traceback
+import warnings
 from pathlib import Path
 
 import lightning
@@ -14,6 +18,7 @@ from PIL import Image
 
 from diffstyler.adapters import read_lora
 from diffstyler.backbones import StableDiffusion
+from diffstyler.cli.main import main as diffstyler
 from diffstyler.diffusion.denoiser import Denoiser
 from diffstyler.diffusion.sampling import Canvas, Region, denoise
 from diffstyler.fit.crops import Crops
@@ -144,6 +149,43 @@ def start(command: list[str], folder: Path, *more: str, stdout: int = subprocess
         env=environment,
         start_new_session=True,
     )
+
+
+def two_ranks(command: list[str], folder: Path, *more: str) -> tuple[list[int], str, str]:
+    """A run whose ranks a cluster has started -> their exit codes, and what the first one says on stdout and on stderr.
+
+    They are forked, so that none imports torch anew.
+    """
+    told = [[folder.with_name(f"{folder.name}-rank{rank}.{name}") for name in ("out", "err")] for rank in range(2)]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        cluster = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "COLUMNS": "200"}
+    ranks = [
+        _forked([*command, "--lora_dir", str(folder), *DDP, *more], {**cluster, "LOCAL_RANK": str(rank)}, *told[rank])
+        for rank in range(2)
+    ]
+    codes = [os.waitstatus_to_exitcode(os.waitpid(rank, 0)[1]) for rank in ranks]
+    return codes, told[0][0].read_text(), told[0][1].read_text()
+
+
+def _forked(words: list[str], environment: dict[str, str], stdout: Path, stderr: Path) -> int:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of threads, which do nothing here
+        process = os.fork()
+    if process == 0:
+        try:
+            signal.alarm(120)  # its end, where it waits for something that does not come
+            os.environ.update(environment)
+            for number, file in ((1, stdout), (2, stderr)):
+                os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), number)
+            sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1) for number in (1, 2))
+            code = diffstyler([*words])
+            sys.stdout.flush()
+        except BaseException:
+            traceback.print_exc()
+            code = 1
+        os._exit(code)
+    return process
 
 
 def wait_for(folder: Path, pattern: str) -> None:

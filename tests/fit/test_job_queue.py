@@ -7,10 +7,11 @@ import signal
 import subprocess
 from pathlib import Path
 
+import crashes
 import pytest
 import torch
 from PIL import Image
-from runs import DDP, children, matrices, start, wait_for
+from runs import DDP, children, matrices, start, two_ranks, wait_for
 from safetensors.torch import save_file
 
 from diffstyler.adapters import WEIGHTS_NAME, LoRAIdentity, LoRALibrary
@@ -163,11 +164,8 @@ def weights(folder: Path) -> dict[str, bytes]:
     return {file.parent.name: file.read_bytes() for file in folder.glob("[!.]*/*.safetensors")}
 
 
-def fit_by_two(command: list[str], folder: Path) -> int:
-    """On two ranks -> LoRAs done, as the bar says in the end, with all steps, and a loss that is a number if any."""
-    process = start(command, folder, *DDP, stdout=subprocess.PIPE)
-    told, error = process.communicate(timeout=120)
-    assert process.returncode == 0, error
+def done_by_two(told: str) -> int:
+    """LoRAs done, as the bar of two ranks says in the end, with all steps, and a loss that is a number if any."""
     bar = re.search(r"LoRAs (\d+)/(\d+) \S+ (\d+)/(\d+) .*?(loss \d\.\d{3})? +left", told)
     assert bar, told
     assert (bar[1], bar[3]) == (bar[2], bar[4]), told
@@ -176,22 +174,29 @@ def fit_by_two(command: list[str], folder: Path) -> int:
 
 
 def test_two_ranks_share_the_jobs(command, expected, tmp_path):
-    assert fit_by_two(command, tmp_path) == len(expected)
+    process = start(command, tmp_path, *DDP, stdout=subprocess.PIPE)
+    told, error = process.communicate(timeout=120)
+    assert process.returncode == 0, error
+    assert done_by_two(told) == len(expected)
     assert weights(tmp_path) == expected
     assert list((tmp_path / ".unfinished").iterdir()) == []
 
 
 def test_fewer_jobs_than_ranks(command, expected, tmp_path):
     one = json.dumps(json.loads(command[command.index("--data.pictures") + 1])[:1])
-    assert fit_by_two([*command, "--data.pictures", one, "--data.pack_size", "1"], tmp_path) == 1
-    assert len(weights(tmp_path)) == 1
+    codes, told, error = two_ranks([*command, "--data.pictures", one, "--data.pack_size", "1"], tmp_path / "loras")
+    assert codes == [0, 0], error
+    assert done_by_two(told) == 1
+    assert len(weights(tmp_path / "loras")) == 1
 
 
 TOGETHER = ("--data.together", "dots", "--model.batch_size", "3", "--trainer.precision", "64-true")
 
 
 def test_two_ranks_fit_one_lora_together(command, tmp_path):
-    assert fit_by_two([*command, *TOGETHER], tmp_path / "two") == 1
+    codes, told, error = two_ranks([*command, *TOGETHER], tmp_path / "two")
+    assert codes == [0, 0], error
+    assert done_by_two(told) == 1
     assert fit([*command, *TOGETHER], tmp_path / "one") == 0
     states = [matrices(next((tmp_path / name).glob("dots-*"))) for name in ("one", "two")]
     flat = [torch.cat([state[key].flatten().double() for key in sorted(state)]) for state in states]
@@ -199,9 +204,8 @@ def test_two_ranks_fit_one_lora_together(command, tmp_path):
 
 
 def test_a_team_needs_a_row_for_each_rank(command, tmp_path):
-    process = start([*command, *TOGETHER, "--model.batch_size", "1"], tmp_path, *DDP)
-    _, error = process.communicate(timeout=120)
-    assert process.returncode != 0
+    codes, _, error = two_ranks([*command, *TOGETHER, "--model.batch_size", "1"], tmp_path / "loras")
+    assert 0 not in codes
     assert "expected at least a row for each of the 2 ranks that fit 'dots' together, got 1" in error
 
 
@@ -218,10 +222,9 @@ def test_a_killed_run_goes_on_with_another_number_of_ranks(command, expected, tm
 
 
 def test_a_terminated_run_says_so_and_goes_on(command, expected, tmp_path):
-    process = start(command, tmp_path)
+    process = crashes.start(command, tmp_path)
     wait_for(tmp_path, ".unfinished/*.pt")
-    process.terminate()
-    process.communicate(timeout=120)
-    assert process.returncode == 128 + signal.SIGTERM
+    os.kill(process, signal.SIGTERM)
+    assert crashes.ended(process) == 128 + signal.SIGTERM
     assert fit(command, tmp_path) == 0
     assert weights(tmp_path) == expected

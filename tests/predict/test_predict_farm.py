@@ -6,9 +6,10 @@ import re
 import signal
 from pathlib import Path
 
+import crashes
 import pytest
 from PIL import Image
-from runs import DDP, children, row, start, stylize, wait_for
+from runs import DDP, children, row, start, stylize, two_ranks, wait_for
 
 from diffstyler.cli.main import main
 from diffstyler.farm.ranks import RankFarm, Told, sweep_ranks
@@ -124,9 +125,8 @@ def test_two_ranks_make_the_pictures_and_tell_failures_once(command, studio):
 
 
 def test_fewer_rows_than_ranks(command, studio):
-    process = start([*command, "--data.manifest", str(studio / "one.csv")], studio / "loras", *DDP)
-    _, error = process.communicate(timeout=120)
-    assert process.returncode == 0, error
+    codes, _, error = two_ranks(command, studio / "loras", "--data.manifest", str(studio / "one.csv"))
+    assert codes == [0, 0], error
     assert list(pictures(studio / "out")) == ["photo-gold.png"]
 
 
@@ -148,8 +148,8 @@ def test_a_killed_rank_is_noticed_and_only_its_rows_are_made_again(command, stud
 
 
 def test_a_terminated_run_says_so(command, studio):
-    process = start([*command, "--model.num_inference_steps", "20"], studio / "loras")
+    more = ["--lora_dir", str(studio / "loras"), "--model.num_inference_steps", "20"]
+    process = crashes.start([*command, *more], studio / "out")
     wait_for(studio / "out", "*.png")
-    process.terminate()
-    process.communicate(timeout=120)
-    assert process.returncode == 128 + signal.SIGTERM
+    os.kill(process, signal.SIGTERM)
+    assert crashes.ended(process) == 128 + signal.SIGTERM
