@@ -24,6 +24,11 @@ from diffstyler.images import load_image, picture_sha256
 torch.set_num_threads(1)  # the models are tiny, and tests run side by side
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whole runs come first: a long test that begins last is waited for with one worker idle."""
+    items.sort(key=lambda item: item.path.parent.name not in {"tests", "faults", "farm"})
+
+
 def pytest_collection_finish(session: pytest.Session) -> None:
     """What was imported stays: else every collection of garbage looks through it again."""
     gc.collect()
