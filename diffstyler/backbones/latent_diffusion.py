@@ -24,6 +24,7 @@ from transformers import CLIPTextConfig, CLIPTokenizer
 
 from diffstyler.backbones.attention import AttentionBackend, AutoAttention
 from diffstyler.backbones.base import Backbone, InjectionSites
+from diffstyler.backbones.parking import Parking
 from diffstyler.backbones.prediction import PREDICTIONS
 from diffstyler.backbones.quantization import Quantization, quantize
 from diffstyler.backbones.source import ModelSource
@@ -96,6 +97,7 @@ class LatentDiffusion(Backbone):
         self.vae_tiling = vae_tiling
         self.vae_slicing = vae_slicing
         self.offload = offload
+        self._parking = Parking()
 
     # ---- loading
 
@@ -229,9 +231,8 @@ class LatentDiffusion(Backbone):
         return self.tokenizers[0](text, add_special_tokens=False, verbose=False).input_ids
 
     def park_encoders(self, device: torch.device | str) -> None:
-        self.vae.to(device)
-        for text_encoder in self.text_encoders.values():
-            text_encoder.to(device)
+        for part in (self.vae, *self.text_encoders.values()):
+            self._parking.move(part, device)
 
     # ---- for the families
 
@@ -249,12 +250,12 @@ class LatentDiffusion(Backbone):
     def _awake(self, module: nn.Module, device: torch.device) -> Iterator[None]:
         """Where idle parts are kept off the accelerator, one of them is there for a moment."""
         if self.offload:
-            module.to(device)
+            self._parking.move(module, device)
         try:
             yield
         finally:
             if self.offload:
-                module.to("cpu")
+                self._parking.move(module, "cpu")
 
     @property
     def _device(self) -> torch.device:

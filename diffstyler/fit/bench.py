@@ -168,8 +168,9 @@ class FitBench:
             self._look_at_writing()
             while jobs := self._claim_for([index for index, slot in enumerate(self.slots) if slot is None]):
                 crops = self._read(jobs.values())
-                for index, job in jobs.items():
-                    self._try_to_open(job, index, crops.get(job.identity.key))
+                with encoders_on(self.pack.flat.device, self.backbone, self.run):
+                    for index, job in jobs.items():
+                        self._try_to_open(job, index, crops.get(job.identity.key))
             if self.busy:
                 return True
             if self._writing:
@@ -287,6 +288,7 @@ class FitBench:
         self._look_at_losses()
         for slot in self.busy:
             self._save(slot)
+        self._look_at_writing(wait=True)
 
     def close(self) -> None:
         """Keep the state of what is under way, for this or another process to go on with; leave the model as it was."""
@@ -406,9 +408,8 @@ class FitBench:
         self._place(slot)
 
     def _open(self, job: FitJob, index: int, crops: Future | None = None, history: Sequence[str] = ()) -> Slot:
-        """Encode the picture and its prompt once; then the encoders leave the device again."""
-        device = self.pack.flat.device
-        with torch.no_grad(), encoders_on(device, self.backbone, self.run):
+        """Encode the picture and its prompt once."""
+        with torch.no_grad():
             pixels, masks = crops.result() if crops else self._take_crops(job, self._find_mask(job))
             latents = self._encode(pixels)
             prompt = self.backbone.encode_prompt([job.settings.prompt])
@@ -467,8 +468,10 @@ class FitBench:
             return find_masks(masker, load_image(job.picture.paths[0]), [prompt])[0]
 
     def _save(self, slot: Slot) -> None:
+        """Beside the next steps."""
         if self.team.rank == 0:
-            slot.save(self.queue.library.state_file(slot.job.identity))
+            path = self.queue.library.state_file(slot.job.identity)
+            self._writing.append(self._writer.submit(slot.saving(), path))
 
     def _finish(self, slots: Sequence[Slot]) -> None:
         for slot in slots:
@@ -519,7 +522,7 @@ class FitBench:
             self.watcher.on_preview(slot, preview)
 
     def _look_at_writing(self, wait: bool = False) -> None:
-        """Raise what went wrong with a LoRA that was to be written; ``wait`` until all are."""
+        """Raise what went wrong with a LoRA or state that was to be written; ``wait`` until all are."""
         for future in [future for future in self._writing if wait or future.done()]:
             self._writing.remove(future)
             future.result()
@@ -527,6 +530,7 @@ class FitBench:
     def _quarantine(self, slot: Slot, reason: str) -> None:
         """Start a LoRA that is not finite again, at a lower learning rate; the second time, give it up."""
         job, path = slot.job, slot.job.picture.paths[0]
+        self._look_at_writing(wait=True)  # no state of it comes after this
         self._release(slot)
         if not slot.history:
             log.warning("%s: %s; it starts again at %g of its learning rate", path, reason, RETRY_FACTOR)
@@ -534,7 +538,8 @@ class FitBench:
                 storage.remove(self.queue.library.state_file(job.identity))
             self.team.agree(None)  # none reads the old state
             history = [f"{reason}; started again at {RETRY_FACTOR:g} of its learning rate"]
-            self._place(self._open(job, slot.index, history=history))
+            with encoders_on(self.pack.flat.device, self.backbone, self.run):
+                self._place(self._open(job, slot.index, history=history))
             return
         if self.team.rank == 0:
             log.error("%s: %s; it is given up", path, reason)

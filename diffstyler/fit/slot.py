@@ -7,7 +7,7 @@ import hashlib
 import io
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from torch.optim.adamw import adamw
 from torch.optim.lr_scheduler import LRScheduler
 
 from diffstyler.adapters import LoRAPack, lora_scale
+from diffstyler.cuda import fetch
 from diffstyler.errors import DiffstylerError
 from diffstyler.files import atomic_write
 from diffstyler.fit.jobs import FitJob
@@ -164,27 +165,38 @@ class Slot:
         assert self.pack.flat.grad is not None
         return self.pack.flat.grad[self.index]
 
-    def save(self, path: Path) -> None:
-        """Write everything that the next step depends on, atomically."""
-        buffer = io.BytesIO()
+    def saving(self) -> Callable[[Path], None]:
+        """What writes, atomically, everything that the next step depends on, as it is now; it is on its way off the
+        device, and nobody waits for it before it is written."""
+        optimizer = self.optimizer.state_dict()
         state = {
             "key": self.job.identity.key,
-            "weights": self.weights.detach().cpu(),
-            "optimizer": self.optimizer.state_dict(),
-            "scheduler": self.scheduler.state_dict(),
+            "scheduler": copy.deepcopy(self.scheduler.state_dict()),
             "loss_scale": [self.loss_scale.value, self.loss_scale.good_steps],
             "step": self.step,
-            "losses": self.losses,
-            "held_out": self.held_out,
-            "history": self.history,
-            "previews": self.previews,
+            "losses": [*self.losses],
+            "held_out": [*self.held_out],
+            "history": [*self.history],
+            "previews": {**self.previews},
         }
-        torch.save(state, buffer)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        atomic_write(path, buffer.getvalue())
+        groups, of_weights = copy.deepcopy(optimizer["param_groups"]), fetch(self.weights.detach())
+        own = optimizer["state"].get(0, {})  # a slot has one parameter
+        coming = {name: fetch(value) for name, value in own.items() if isinstance(value, torch.Tensor)}
+        known = {name: copy.deepcopy(value) for name, value in own.items() if name not in coming}
+
+        def write(path: Path) -> None:
+            moments = {**known, **{name: wait() for name, wait in coming.items()}}
+            state["optimizer"] = {"state": {0: moments} if moments else {}, "param_groups": groups}
+            state["weights"] = of_weights().clone()  # of a row alone
+            buffer = io.BytesIO()
+            torch.save(state, buffer)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            atomic_write(path, buffer.getvalue())
+
+        return write
 
     def restore(self, path: Path) -> None:
-        """Go on where :meth:`save` left off; a file that is not this LoRA's state is left aside, with a warning."""
+        """Go on where :meth:`saving` was called; a file that is not this LoRA's state is left aside, with a warning."""
         begun = copy.deepcopy((self.optimizer.state_dict(), self.scheduler.state_dict()))
         try:
             self._restore(torch.load(path, map_location="cpu", weights_only=True))

@@ -8,6 +8,7 @@ from torch import nn
 
 from diffstyler.adapters import LoRAPack, Rows
 from diffstyler.backbones import StableDiffusion
+from diffstyler.backbones.parking import Parking
 from diffstyler.backbones.quantization import quantize
 
 pytest.importorskip("bitsandbytes")
@@ -109,9 +110,8 @@ def test_parked_encoders_come_back_for_a_moment(families, family, monkeypatch):
 
     backbone = FAMILIES[family](str(families[family] / "model"), offload=True).load()
     backbone.prepare(torch.device("cpu"))
-    moves = []
-    for name, module in {"vae": backbone.vae, **backbone.text_encoders}.items():
-        monkeypatch.setattr(module, "to", lambda place, name=name: moves.append((name, str(place))))
+    moves, names = [], {id(module): name for name, module in {"vae": backbone.vae, **backbone.text_encoders}.items()}
+    monkeypatch.setattr(Parking, "move", lambda _, module, place: moves.append((names[id(module)], str(place))))
     with torch.no_grad():
         backbone.encode_prompt(["a house"])
         backbone.decode_latents(torch.randn(1, 4, 8, 8))

@@ -108,7 +108,7 @@ def test_a_saved_state_that_is_none_starts_again(tmp_path, caplog, kind):
     path = tmp_path / "state.pt"
     (saved,) = open_slots(8 if kind == "another LoRA's" else 7)
     train(saved, steps=3)
-    saved.save(path)
+    saved.saving()(path)
     state = torch.load(path)
     if kind == "half":
         cut(path)

@@ -53,7 +53,7 @@ def test_it_looks_every_so_many_steps_and_stops_early(tmp_path):
             slot.held_out.append([1.0, 0.5, 0.6][len(seen)])
             seen.append(slot.step)
     assert (seen, slot.step, slot.stopped) == ([2, 4, 6], 6, True)
-    slot.save(tmp_path / "state.pt")
+    slot.saving()(tmp_path / "state.pt")
     (resumed,) = open_slots(7, early_stop=EarlyStop(every=2, patience=1, smoothing=0.0))
     resumed.restore(tmp_path / "state.pt")
     assert resumed.stopped
@@ -108,7 +108,7 @@ def test_steps_together_are_those_of_each_optimizer_alone(make, tmp_path):
             slot.optimizer.step()
             slot.scheduler.step()
         if step == 2:
-            together[1].save(tmp_path / "state.pt")
+            together[1].saving()(tmp_path / "state.pt")
             together[1].restore(tmp_path / "state.pt")
         assert torch.equal(together[0].pack.flat, apart[0].pack.flat)
     for one, other in zip(together, apart, strict=True):
@@ -134,7 +134,7 @@ def test_an_interruption_leaves_no_trace(tmp_path):
     (through,), (interrupted,) = open_slots(7), open_slots(7)
     train(through, steps=6)
     train(interrupted, steps=3)
-    interrupted.save(tmp_path / "new" / "state.pt")
+    interrupted.saving()(tmp_path / "new" / "state.pt")
     (resumed,) = open_slots(7)
     resumed.restore(tmp_path / "new" / "state.pt")
     train(resumed, steps=3)

@@ -13,6 +13,7 @@ from runs import KillAt, KilledError, finetune, row, stylize
 
 from diffstyler.adapters import LoRAPack
 from diffstyler.backbones import StableDiffusion
+from diffstyler.backbones.parking import Parking
 from diffstyler.cuda import Captured
 from diffstyler.diffusion.denoiser import Denoiser
 from diffstyler.diffusion.injection import CrossLoRAInjection
@@ -204,6 +205,7 @@ def test_pictures_do_not_depend_on_their_batch(studio: Path, tiny_dir: Path):
         assert (to_tensor(ours) - to_tensor(theirs)).abs().mean() < 0.01
 
 
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
 def test_a_step_of_a_fit_waits_for_nothing(tiny_dir, pictures, tmp_path, monkeypatch):
     """But where losses are looked at, every sixteenth step."""
     waits, draw, update = [], FitBench.draw, FitBench.update
@@ -232,3 +234,26 @@ def test_a_fit_goes_on_after_a_kill(tiny_dir, pictures, tmp_path):
     assert [torch.load(state)["step"] for state in states] == [4, 4]
     resumed = finetune(tiny_dir, tmp_path / "cut", pictures[:2], **settings)
     assert all(distance(resumed[name], whole[name]) < 1e-3 for name in whole)
+
+
+def test_parked_weights_come_back_without_a_copy_and_unchanged():
+    parking, module = Parking(), torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.BatchNorm1d(8))
+    module.requires_grad_(False)[0].bias.requires_grad_(True)
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    parking.move(module, "cuda")
+    assert all(tensor.is_cuda for tensor in module.state_dict().values())
+    parking.move(module, "cpu")
+    places = {name: tensor.data_ptr() for name, tensor in module.state_dict().items()}
+    for _ in range(2):
+        parking.move(module, "cuda")
+        with torch.no_grad():
+            module[0].bias += 1  # what is trained must not be forgotten
+        parking.move(module, "cpu")
+        after = module.state_dict()
+        assert all(tensor.data_ptr() == places[name] for name, tensor in after.items() if name != "0.bias")
+    before["0.bias"] += 2
+    assert all(torch.equal(module.state_dict()[name], before[name]) for name in before)
+    parking.move(module, "cuda")
+    module.to(torch.float64)  # of another kind now: what is kept does not count
+    parking.move(module, "cpu")
+    assert module[0].weight.dtype == torch.float64
