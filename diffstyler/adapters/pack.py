@@ -21,7 +21,7 @@ from torch.nn import functional
 
 from diffstyler.adapters.dialects import without_text_model
 from diffstyler.adapters.lora import LowRank
-from diffstyler.cuda import fetch
+from diffstyler.cuda import fetch, send
 from diffstyler.errors import DiffstylerError
 
 
@@ -138,21 +138,29 @@ class LoRAPack:
         """Let gradients reach the adapters: a backward pass inside :meth:`rows` leaves them in ``self.flat.grad``."""
         self.flat.requires_grad_(True)
 
-    def init_slot(self, slot: int, *, seed: int, scale: float, rank: int | None = None) -> None:
-        """A from peft's Kaiming-uniform initialization with this seed, B zero: the adapter does nothing yet.
+    def initial(self, seed: int, rank: int | None = None) -> torch.Tensor:
+        """A row of :attr:`flat` (P,) float32 on the CPU: A from peft's Kaiming-uniform initialization with this seed, B
+        zero, so that the adapter does nothing yet.
 
         A ``rank`` below the pack's fills the first rows of A; the others are zero, as in B, and so are all their
         gradients.
         """
         generator = torch.Generator().manual_seed(seed)
         row = torch.zeros(self.flat.shape[1])
-        self.scale[slot] = scale
         for target in self.targets:
             bound = 1 / math.sqrt(target.a_shape[1])  # kaiming_uniform_(a=√5)
             shape = (rank or self.rank, target.a_shape[1])
             a = torch.rand(shape, generator=generator, dtype=torch.float32).mul_(2 * bound).sub_(bound)
             row[target.offset : target.offset + a.numel()] = a.flatten()
-        self.flat.data[slot].copy_(row)
+        return row
+
+    def init_slot(
+        self, slot: int, *, seed: int, scale: float, rank: int | None = None, initial: torch.Tensor | None = None
+    ) -> None:
+        """Begin an adapter; ``initial`` is :meth:`initial` of its seed and rank, where that was drawn before."""
+        self.scale[slot] = scale
+        row = self.initial(seed, rank) if initial is None else initial
+        self.flat.data[slot].copy_(send(row, self.flat.device))
 
     def export(self, slot: int, rank: int | None = None) -> dict[str, LowRank]:
         """The adapter by the model's module names, on the CPU, float32; of its own ``rank``."""

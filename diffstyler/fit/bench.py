@@ -43,6 +43,8 @@ log = logging.getLogger(__name__)
 
 #: of crops that are read before they are asked for
 READ_BYTES = 2**30
+#: a LoRA's crops, the crops of its mask if it has one, its first weights
+_Begun = tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]
 
 
 class FitBatch:
@@ -149,7 +151,7 @@ class FitBench:
         self.look_every = look_every
         self.slots: list[Slot | None] = [None] * pack.slots
         self._rows: SlotRows | None = None
-        self._reader = Workers(apart=pack.flat.is_cuda)  # of pictures
+        self._reader = Workers(apart=pack.flat.is_cuda)  # of pictures, and for first weights
         self._writer = Workers(apart=pack.flat.is_cuda, threads=1)  # of LoRAs that are done
         self._writing: list[Future] = []
         self.pace: Pace | None = None  # it is not settled yet whether the network is compiled
@@ -167,10 +169,10 @@ class FitBench:
         while True:
             self._look_at_writing()
             while jobs := self._claim_for([index for index, slot in enumerate(self.slots) if slot is None]):
-                crops = self._read(jobs.values())
+                begun = self._begin(jobs.values())
                 with encoders_on(self.pack.flat.device, self.backbone, self.run):
                     for index, job in jobs.items():
-                        self._try_to_open(job, index, crops.get(job.identity.key))
+                        self._try_to_open(job, index, begun.get(job.identity.key))
             if self.busy:
                 return True
             if self._writing:
@@ -395,10 +397,10 @@ class FitBench:
         key = self.team.agree(claimed.identity.key if claimed else None)
         return self.queue.adopt(key) if key else None
 
-    def _try_to_open(self, job: FitJob, index: int, crops: Future | None) -> None:
+    def _try_to_open(self, job: FitJob, index: int, begun: Future[_Begun] | None) -> None:
         """A picture or mask that turns out to be unusable is that LoRA's failure, and no other's."""
         try:
-            slot = self._open(job, index, crops)
+            slot = self._open(job, index, begun)
         except (ValueError, OSError) as error:
             if self.team.size > 1:
                 raise
@@ -407,10 +409,10 @@ class FitBench:
             return
         self._place(slot)
 
-    def _open(self, job: FitJob, index: int, crops: Future | None = None, history: Sequence[str] = ()) -> Slot:
+    def _open(self, job: FitJob, index: int, begun: Future[_Begun] | None = None, history: Sequence[str] = ()) -> Slot:
         """Encode the picture and its prompt once."""
         with torch.no_grad():
-            pixels, masks = crops.result() if crops else self._take_crops(job, self._find_mask(job))
+            pixels, masks, initial = begun.result() if begun else self._begin_one(job, self._find_mask(job))
             latents = self._encode(pixels)
             prompt = self.backbone.encode_prompt([job.settings.prompt])
         scaled = job.settings.precision == "16-mixed"
@@ -423,6 +425,7 @@ class FitBench:
             loss_scale=LossScale(2.0**15, dynamic=True) if scaled else LossScale(),
             history=history,
             masks=None if masks is None else functional.interpolate(masks, latents.shape[2:], mode="area").to(latents),
+            initial=initial,
         )
         state = storage.fetch(self.queue.library.state_file(job.identity), changes=True)
         if state.is_file():
@@ -431,23 +434,22 @@ class FitBench:
             log.info("%s goes on from step %d", job.identity.name, slot.step)
         return slot
 
-    def _take_crops(self, job: FitJob, mask: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
-        resolution, multiple = self.backbone.resolution, self.backbone.size_multiple
-        settings = job.settings
-        return take_crops(
-            job.picture.paths, settings.crops, settings.seed, resolution=resolution, multiple=multiple, mask=mask
-        )
+    def _begin_one(self, job: FitJob, mask: torch.Tensor | None) -> _Begun:
+        settings, backbone = job.settings, self.backbone
+        sizes = {"resolution": backbone.resolution, "multiple": backbone.size_multiple}
+        pixels, masks = take_crops(job.picture.paths, settings.crops, settings.seed, mask=mask, **sizes)
+        return pixels, masks, self.pack.initial(settings.seed, settings.rank)
 
-    def _read(self, jobs: Iterable[FitJob]) -> dict[str, Future]:
-        """Crops by the jobs' keys, read side by side where a device computes, as far as memory goes; those of which
-        masks are to be found wait for the model."""
-        crops, room = {}, READ_BYTES
+    def _begin(self, jobs: Iterable[FitJob]) -> dict[str, Future[_Begun]]:
+        """What needs no model, by the jobs' keys, side by side where a device computes, as far as memory goes; those of
+        which masks are to be found wait for the model."""
+        begun, room = {}, READ_BYTES
         for job in jobs:
             count = (job.settings.crops.count or MOST_CROPS) * len(job.picture.paths)
             room -= count * 3 * 4 * crop_side(job, self.backbone) ** 2
             if self._reader.apart and room > 0 and isinstance(parse_mask_prompt(job.settings.mask), Everything):
-                crops[job.identity.key] = self._reader.submit(self._take_crops, job, None)
-        return crops
+                begun[job.identity.key] = self._reader.submit(self._begin_one, job, None)
+        return begun
 
     def _encode(self, pixels: torch.Tensor) -> torch.Tensor:
         """E of each crop; equal crops, as of a picture no larger than they are, are encoded once."""
@@ -455,7 +457,7 @@ class FitBench:
         names = [crop.numpy().tobytes() for crop in pixels]
         for name, crop in zip(names, pixels, strict=True):
             if name not in known:
-                known[name] = self.backbone.encode_image(crop[None].to(self.pack.flat.device))
+                known[name] = self.backbone.encode_image(send(crop[None], self.pack.flat.device))
         return torch.cat([known[name] for name in names])
 
     def _find_mask(self, job: FitJob) -> torch.Tensor | None:

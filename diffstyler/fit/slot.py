@@ -238,12 +238,16 @@ def open_slot(
     loss_scale: LossScale,
     history: Sequence[str] = (),
     masks: torch.Tensor | None = None,
+    initial: torch.Tensor | None = None,
 ) -> Slot:
     """Start a LoRA in row ``index`` of the pack, with an optimizer of its own on that row alone.
 
+    ``initial`` are its first weights, where they were drawn before.
+
     Each failed try that ``history`` tells of lowers the learning rate by ``RETRY_FACTOR``.
     """
-    pack.init_slot(index, seed=job.settings.seed, scale=lora_scale(job.settings.config), rank=job.settings.rank)
+    scale, rank = lora_scale(job.settings.config), job.settings.rank
+    pack.init_slot(index, seed=job.settings.seed, scale=scale, rank=rank, initial=initial)
     weights = torch.nn.Parameter(pack.flat.data[index])
     own = job.settings.optimizer([weights])
     for group in own.param_groups:
