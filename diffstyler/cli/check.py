@@ -47,7 +47,8 @@ def check_fit(finetuner: LoRAFinetuner, data: FitData, trainer: lightning.Traine
         data.setup("fit")
         finetuner.setup("fit")
         done, total = len(finetuner.queue.finished), len(finetuner.queue.jobs)
-        return f"{total} LoRAs of {len(data.pictures)} pictures, {done} of them are there, {total - done} to fit"
+        pictures = {path for picture in data.pictures for path in picture.paths}
+        return f"{total} LoRAs of {len(pictures)} pictures, {done} of them are there, {total - done} to fit"
 
     def cost() -> Iterator[Finding]:
         forecast = finetuner.sizing.forecast()

@@ -72,6 +72,9 @@ def test_a_fit_that_would_run(capsys, manifest, tiny_dir, tmp_path):
     assert ok["memory"].startswith("a pack of 2, 0.")
     assert "LoRAs an hour" in ok["time"]
     assert "measured" in ok["time"]
+    code, ok, problems = check(capsys, "fit", *arguments, "--data.together", "both")
+    assert (code, problems) == (0, {})
+    assert ok["pictures"] == "1 LoRAs of 2 pictures, 0 of them are there, 1 to fit"
 
 
 def test_problems_are_told_together_with_exit_code_1(capsys, manifest, tiny_dir, tmp_path):

@@ -13,7 +13,8 @@ from __future__ import annotations
 import argparse
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -63,8 +64,9 @@ def main() -> None:
         stylizer = Stylizer(backbone, output_dir=None, num_inference_steps=chosen.steps, compile=False)
         timed(stylizer, row("astronaut", loras[:1]), device)  # warm
         rows, seconds = authors_loop(backbone, chosen.steps, chosen.levels, device)
-        print("| | UNet rows | seconds | authors' loop over it | over bare |\n|---|---|---|---|---|")
-        print(f"| authors' loop, one style | {rows} | {seconds:.1f} | 1 | |", flush=True)
+        columns = ("", "UNet rows", "seconds", "authors' loop over it", "over bare", "and the autoencoder")
+        print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
+        print(f"| authors' loop, one style | {rows} | {seconds:.1f} | 1 | | |", flush=True)
         new = Stylizer(backbone, output_dir=None, num_inference_steps=chosen.steps, compile=False)
         one = {}
         for seen in ("content and style seen first", "both seen before"):
@@ -85,25 +87,43 @@ def triple(content: Path, loras: Sequence[Path]) -> Triple:
     return Triple(content.stem, content, tuple(regions))
 
 
-def timed(stylizer: Stylizer, triple: Triple, device: torch.device) -> tuple[int, float, Counter[int]]:
-    """UNet rows, seconds, and calls by how many rows they have."""
+def timed(stylizer: Stylizer, triple: Triple, device: torch.device) -> tuple[int, float, Counter[int], float]:
+    """UNet rows, seconds, calls by how many rows they have, and seconds in the autoencoder."""
     sizes: Counter[int] = Counter()
-    inner = Denoiser._run
+    inner, backbone, coding = Denoiser._run, type(stylizer.backbone), 0.0
 
     def counted(self: Denoiser, own: list, *call: Any) -> torch.Tensor:
         sizes[len(own)] += 1
         return inner(self, own, *call)
 
-    with mock.patch.object(Denoiser, "_run", counted):
+    def clocked(code: Callable) -> Callable:
+        def run_and_add(self: Backbone, given: torch.Tensor) -> torch.Tensor:
+            nonlocal coding
+            began = time.perf_counter()
+            made = code(self, given)
+            wait(device)
+            coding += time.perf_counter() - began
+            return made
+
+        return run_and_add
+
+    with ExitStack() as patches:
+        patches.enter_context(mock.patch.object(Denoiser, "_run", counted))
+        for name in ("encode_image", "decode_latents"):
+            patches.enter_context(mock.patch.object(backbone, name, clocked(getattr(backbone, name))))
         found = run(stylizer, [triple], "32-true", device)
-    return found.rows, found.seconds, sizes
+    return found.rows, found.seconds, sizes, coding
 
 
 def report(stylizer: Stylizer, name: str, triple: Triple, loop: float | None, device: torch.device) -> float:
-    rows, seconds, sizes = timed(stylizer, triple, device)
+    """One line: also how much longer than the same calls of the UNet alone, and than those and the autoencoder's."""
+    rows, seconds, sizes, coding = timed(stylizer, triple, device)
     bare = sum(forward_seconds(stylizer.backbone, size, device, count) for size, count in sizes.items())
-    ratio = "" if loop is None else f"{loop / seconds:.1f}"
-    print(f"| {name} | {rows} | {seconds:.1f} | {ratio} | {seconds / bare - 1:+.0%} |", flush=True)
+    over = (f"{seconds / part - 1:+.0%}" for part in (bare, bare + coding))
+    print(
+        f"| {' | '.join((name, str(rows), f'{seconds:.1f}', f'{loop / seconds:.1f}' if loop else '', *over))} |",
+        flush=True,
+    )
     return seconds
 
 
