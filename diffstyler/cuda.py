@@ -5,8 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import time
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -64,11 +63,11 @@ class Captured(Generic[Made]):
         own = [tensor.clone() for tensor in inputs]
         beside = torch.cuda.Stream()
         beside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(beside), _trying_kernels():
+        with torch.cuda.stream(beside):
             for _ in range(WARM_UPS):
                 self.function(own)
         torch.cuda.current_stream().wait_stream(beside)
-        torch.cuda.empty_cache()  # kernels that were tried and not chosen took gigabytes
+        torch.cuda.empty_cache()  # a recording has memory of its own
         self._pool = self._pool or torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
@@ -103,17 +102,6 @@ class Pace:
         pays = seconds * self.gain > self.cost
         log.info("%.0f s of work to go: compiling %s", seconds, "pays" if pays else "does not pay")
         return pays
-
-
-@contextmanager
-def _trying_kernels() -> Iterator[None]:
-    """cuDNN tries its kernels where shapes never change, unless all must be the same in each run."""
-    before = torch.backends.cudnn.benchmark
-    torch.backends.cudnn.benchmark = not torch.are_deterministic_algorithms_enabled()
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.benchmark = before
 
 
 def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
