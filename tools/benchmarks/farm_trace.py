@@ -24,7 +24,7 @@ from diffstyler.farm.ledger import Ledger
 from diffstyler.predict.data import PIECE
 
 #: LoRAs at once; adapter-steps a second of so many, in a whole fit with previews and all that is written; of one alone
-PACK, PACKED, ALONE = 16, 111.9, 40.8 * 111.9 / 127.2
+PACK, PACKED, ALONE = 16, 115.1, 40.8 * 115.1 / 127.2
 #: steps of a LoRA, and between its saved states
 STEPS, SAVED = 200, 50
 #: pictures made at once; seconds of such a batch, whose contents are seen first, and of one picture alone
