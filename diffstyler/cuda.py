@@ -54,10 +54,11 @@ class Captured(Generic[Made]):
         return recording.output
 
     def clear(self) -> None:
-        """Forget all recordings, whose memory is then free."""
-        self._recordings, self._pool = {}, None
-        gc.collect()
-        torch.cuda.empty_cache()
+        """Forget all recordings and give their memory back to the card; what was made by them is gone."""
+        if self._recordings:
+            self._recordings, self._pool = {}, None
+            gc.collect()
+            torch.cuda.empty_cache()
 
     def _record(self, inputs: Sequence[torch.Tensor]) -> _Recording[Made]:
         own = [tensor.clone() for tensor in inputs]

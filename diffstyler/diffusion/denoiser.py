@@ -139,6 +139,10 @@ class Denoiser:
                 n for n in names if n.startswith(tuple(f"{s}." for s in backbone.sites.attention))
             )
 
+    def close(self) -> None:
+        """Give the memory of what was recorded back to the device."""
+        self._captured.clear()
+
     @contextmanager
     def injecting(self) -> Iterator[None]:
         """Source rows act inside this context, the outermost one; the hooks are gone after it."""

@@ -301,6 +301,8 @@ class FitBench:
             self._writer.close()
             self._reader.close()
             self.queue.close()
+            if self._captured is not None:
+                self._captured.clear()
 
     # ---- what is seen of it
 

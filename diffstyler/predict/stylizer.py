@@ -332,7 +332,9 @@ class Stylizer(lightning.LightningModule):
     def _denoiser(self) -> Denoiser:
         """One for all pictures, as long as the adapters lie where they are."""
         pack = self.adapter_cache.pack
-        if self.denoiser is None or self.denoiser.pack is not pack:
+        if self.denoiser is not None and self.denoiser.pack is not pack:
+            self._close_denoiser()
+        if self.denoiser is None:
             self.denoiser = Denoiser(
                 self.backbone,
                 pack,
@@ -342,6 +344,11 @@ class Stylizer(lightning.LightningModule):
                 compiled=self.compiles,
             )
         return self.denoiser
+
+    def _close_denoiser(self) -> None:
+        if self.denoiser is not None:
+            self.denoiser.close()
+            self.denoiser = None
 
     def _invert(
         self, denoiser: Denoiser, jobs: Sequence[PictureJob]
@@ -675,7 +682,7 @@ class Stylizer(lightning.LightningModule):
 
     def on_predict_end(self) -> None:
         self.workers.close()
-        self.denoiser = None
+        self._close_denoiser()
         if hasattr(self, "adapter_cache"):
             self.adapter_cache.close()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,7 +90,8 @@ class Studio:
     def denoiser(self, *adapters: Adapter) -> Iterator[Denoiser]:
         """With these in the slots 0, 1 …; the model is as it was afterwards."""
         if not adapters:
-            yield Denoiser(self.backbone)
+            with closing(Denoiser(self.backbone)) as denoiser:
+                yield denoiser
             return
         rank = max(map(largest_rank, adapters))
         config = LoraConfig(r=rank, target_modules=sorted({name for adapter in adapters for name in adapter}))
@@ -98,7 +99,8 @@ class Studio:
         try:
             for slot, adapter in enumerate(adapters):
                 pack.load_slot(slot, adapter)
-            yield Denoiser(self.backbone, pack)
+            with closing(Denoiser(self.backbone, pack)) as denoiser:
+                yield denoiser
         finally:
             pack.detach()
 

@@ -136,7 +136,7 @@ def test_a_killed_rank_is_noticed_and_only_its_rows_are_made_again(command, stud
     wait_for(studio / "out", "*.png")
     os.kill(children(process)[0], signal.SIGKILL)
     _, error = process.communicate(timeout=120)
-    assert process.returncode == 1
+    assert process.returncode == 1, error
     assert re.search(r"a rank ended early, \d pictures are missing \(.*run the same again", error)
     assert not (studio / "out" / ".ranks").exists()
     before = {file: file.stat().st_mtime_ns for file in (studio / "out").glob("*.png")}

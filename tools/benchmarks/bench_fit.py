@@ -10,6 +10,7 @@ The last one fits so many LoRAs from beginning to end and prints the share of th
 from __future__ import annotations
 
 import argparse
+import gc
 import logging
 import tempfile
 import time
@@ -273,6 +274,7 @@ def noise_pictures(folder: Path, count: int, side: int) -> Iterator[list[Path]]:
 
 def reset(device: torch.device) -> None:
     if device.type == "cuda":
+        gc.collect()  # what a run before left in circles
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
 
