@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -35,6 +36,7 @@ from diffstyler.types import OnError
 
 #: classes of models, which are named like their pipelines in diffusers
 FAMILIES = ("StableDiffusion", "StableDiffusionXL")
+DEVICES = re.compile(r"auto|-?\d+|\d+(, ?\d+)*,?")
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,9 @@ class Run:
                 for name, why in run.refused.items():
                     if self.config.trainer[name] != parser.get_default(f"trainer.{name}"):
                         parser.error(f"trainer.{name}: {run.name} cannot honor it: {why}")
+                devices = self.config.trainer.devices
+                if isinstance(devices, str) and not DEVICES.fullmatch(devices):
+                    parser.error(f"trainer.devices: expected a number, indices as in 0,1 or auto, got '{devices}'")
 
         with refusals_told():
             return CLI(

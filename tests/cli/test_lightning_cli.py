@@ -208,11 +208,19 @@ def test_a_config_written_on_the_command_line_decides_as_well():
     assert list(owners(['--config={"output_dir": "out"}'])) == ["predict"]
 
 
+@pytest.mark.parametrize("devices", ["some", "0.5.1", "1-3", "gpu:0", ",", "two,three"])
+def test_devices_that_are_none_are_told_whatever_the_accelerator(devices, capsys):
+    for accelerator in ("cpu", "gpu"):
+        with pytest.raises(SystemExit, match="2"):
+            FIT.cli(["--trainer.accelerator", accelerator, "--data.pictures", "p", "--trainer.devices", devices])
+        told = f"trainer.devices: expected a number, indices as in 0,1 or auto, got '{devices}'"
+        assert told in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("flags", "told"),
     [
         (["--trainer.devices", "0"], "not a valid input"),
-        (["--trainer.devices", "some"], "should be an int"),
         (["--trainer.accelerator", "gpu"], "No supported gpu backend"),
         (["--trainer.precision", "transformer-engine"], "transformer_engine"),
         (["--trainer.callbacks", "ModelCheckpoint"], "enable_checkpointing"),
