@@ -13,6 +13,7 @@ import lightning
 import psutil
 import torch
 
+from diffstyler.diffusion.denoiser import MOST_ROWS
 from diffstyler.diffusion.injection import Injection
 from diffstyler.diffusion.sampling import count_rows
 from diffstyler.errors import RowsError, told_lines
@@ -20,7 +21,7 @@ from diffstyler.fit.data import FitData
 from diffstyler.fit.finetuner import LoRAFinetuner
 from diffstyler.masking.prompt import Everything
 from diffstyler.masking.prompt_parser import parse_mask_prompt
-from diffstyler.memory.forecast import EFFICIENCY, FitForecast, PredictForecast, matrix_rate, network_rate
+from diffstyler.memory.forecast import FitForecast, PredictForecast, matrix_rate, network_rate, share_of_matrix_rate
 from diffstyler.memory.plan import GIB, plan_fit, plan_predict
 from diffstyler.predict.data import PredictData
 from diffstyler.predict.stylizer import Stylizer
@@ -55,7 +56,9 @@ def check_fit(finetuner: LoRAFinetuner, data: FitData, trainer: lightning.Traine
         yield _attempt("memory", lambda: _fit_memory(finetuner, forecast, device))
         steps = [job.settings.steps for job in finetuner.queue.waiting]
         mean = sum(steps) / len(steps) if steps else trainer.max_steps
-        speed, guess = _speed(finetuner, forecast, device, finetuner.sizing.base_dtype, finetuner.run.batch_size)
+        at_once = max(1, min(finetuner.sizing.slots_wanted, len(steps))) if device.type == "cuda" else 1
+        rows = at_once * finetuner.run.batch_size
+        speed, guess = _speed(finetuner, forecast, device, finetuner.sizing.base_dtype, rows)
         seconds = forecast.flops(1, finetuner.run.batch_size) * mean / speed
         left = f"; {_duration(seconds * len(steps))} for the {len(steps)} that are left" if steps else ""
         yield Finding("time", f"{_pace(seconds, 'LoRA')}{left} ({guess})")
@@ -84,7 +87,9 @@ def check_predict(stylizer: Stylizer, data: PredictData, trainer: lightning.Trai
         yield _attempt("memory", lambda: _predict_memory(stylizer, forecast, device))
         pictures = len(data.triples)
         mean = network_rows(stylizer, data.triples) / pictures
-        speed, guess = _speed(stylizer, forecast, device, stylizer.base_dtype, 3)
+        together = pictures if data.batch_size == "auto" else min(pictures, data.batch_size)
+        rows = min(MOST_ROWS, 2 * together) if device.type == "cuda" else 3
+        speed, guess = _speed(stylizer, forecast, device, stylizer.base_dtype, rows)
         seconds = mean * forecast.row_flops / speed
         whole = _duration(seconds * pictures)
         yield Finding("time", f"{mean:.0f} UNet rows a picture: {_pace(seconds, 'picture')}; {whole} in all ({guess})")
@@ -249,11 +254,13 @@ def _speed(
     dtype: torch.dtype,
     rows: int,
 ) -> tuple[float, str]:
-    """Operations a second that the UNet reaches here, and how that is known: measured on a CPU, where its room is."""
+    """Operations a second that the UNet reaches here in calls of so many rows, and how that is known: measured on a
+    CPU, where its room is.
+    """
     if device.type == "cpu" and 2 * forecast.network_bytes < _free(device):
         return network_rate(model.backbone, forecast, dtype, rows), "measured for two seconds"
-    rate = matrix_rate(device, dtype)
-    return EFFICIENCY * rate, f"a guess: {EFFICIENCY:.0%} of this device's {rate / 1e12:.2f} TFLOP/s"
+    rate, share = matrix_rate(device, dtype), share_of_matrix_rate(device, rows)
+    return share * rate, f"a guess: {share:.0%} of this device's {rate / 1e12:.2f} TFLOP/s, in calls of {rows} rows"
 
 
 def _pace(seconds: float, what: str) -> str:

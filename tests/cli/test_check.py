@@ -1,13 +1,15 @@
 """diffstyler check: what would run and what would not, and that nothing is loaded or written for it."""
 
 import pytest
+import torch
 
 from diffstyler.backbones import StableDiffusion
-from diffstyler.cli.check import Finding, network_rows
+from diffstyler.cli.check import Finding, _attach, network_rows
 from diffstyler.cli.main import main
 from diffstyler.diffusion.denoiser import Denoiser
 from diffstyler.diffusion.initial import FromContent
 from diffstyler.diffusion.injection import CrossLoRAInjection, NoInjection
+from diffstyler.memory.forecast import share_of_matrix_rate
 from diffstyler.predict.stylizer import Stylizer
 from diffstyler.types import StyleRegion, Triple
 
@@ -75,6 +77,29 @@ def test_a_fit_that_would_run(capsys, manifest, tiny_dir, tmp_path):
     code, ok, problems = check(capsys, "fit", *arguments, "--data.together", "both")
     assert (code, problems) == (0, {})
     assert ok["pictures"] == "1 LoRAs of 2 pictures, 0 of them are there, 1 to fit"
+
+
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        (["fit", "--trainer.max_steps", "30"], "14% of this device's 800.00 TFLOP/s, in calls of 2 rows"),
+        (["predict"], "19% of this device's 800.00 TFLOP/s, in calls of 4 rows"),
+    ],
+)
+def test_on_a_gpu_the_guess_goes_by_the_rows_of_a_call(capsys, manifest, studio, tiny_dir, monkeypatch, command, told):
+    gpu = torch.device("cuda")
+    monkeypatch.setattr("diffstyler.cli.check._attach", lambda *these: _attach(*these) and gpu)
+    monkeypatch.setattr("diffstyler.cli.check.matrix_rate", lambda device, dtype: 8e14)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a card")
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (16 * 2**30, 16 * 2**30))
+    _, ok, _ = check(capsys, *command, "--data.manifest", manifest, "--lora_dir", studio / "loras", *model(tiny_dir))
+    assert ok["device"] == "a card, 16.0 GiB free"
+    assert f"(a guess: {told}" in ok["time"]
+
+
+@pytest.mark.parametrize(("rows", "measured"), [(1, 0.09), (2, 0.12), (12, 0.26), (16, 0.27), (24, 0.30)])
+def test_the_guess_is_near_what_was_measured(rows, measured):
+    assert share_of_matrix_rate(torch.device("cuda"), rows) == pytest.approx(measured, rel=0.2)
 
 
 def test_problems_are_told_together_with_exit_code_1(capsys, manifest, tiny_dir, tmp_path):
