@@ -135,6 +135,14 @@ def test_every_command_runs_as_it_stands(document, studio, tiny_dir, families, m
             settings |= {"model.backbone.model": model, "trainer.accelerator": "cpu", "model.num_inference_steps": 2}
             words += ["--settings", json.dumps(settings), "--axes", json.dumps(_ends(axes))]
         assert main([name, *words, *COMMANDS.get(kind, "").split()]) == 0, capsys.readouterr().err
+        if name == "sweep":
+            assert capsys.readouterr().out.strip().endswith(f"{given['--output_dir']}/sweep.html")
+            assert len((Path(given["--output_dir"]) / "sweep.jsonl").read_text().splitlines()) == 2
+
+
+def test_every_grid_that_is_shipped_is_swept_in_a_document():
+    named = set(re.findall(r"^diffstyler sweep .*--config (\S+)", (ROOT / "docs/figures.md").read_text(), re.MULTILINE))
+    assert named == {str(path.relative_to(ROOT)) for path in (ROOT / "configs/figures").glob("*.yaml")}
 
 
 def _ends(axes: dict) -> dict:

@@ -168,15 +168,9 @@ def upload(fs: fsspec.AbstractFileSystem, root: str, studio: Path) -> None:
     fs.pipe_file(f"{root}/rows.csv", text.getvalue().encode())
 
 
-def test_a_whole_run_in_memory(bucket, studio, tiny_dir, monkeypatch):
-    upload(bucket, "/bucket", studio)
-    everything_at("memory://bucket", studio, tiny_dir, monkeypatch)
-    check_everything(bucket, "/bucket")
-    assert len(LoRALibrary(storage.local("memory://bucket/loras")).entries()) == 1
-
-
 def test_a_whole_run_on_s3(s3, studio, tiny_dir, monkeypatch):
     upload(s3, "bucket", studio)
     everything_at("s3://bucket", studio, tiny_dir, monkeypatch)
     s3.invalidate_cache()
     check_everything(s3, "bucket")
+    assert len(LoRALibrary(storage.local("s3://bucket/loras")).entries()) == 1

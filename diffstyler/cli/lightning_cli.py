@@ -37,6 +37,8 @@ from diffstyler.types import OnError
 #: classes of models, which are named like their pipelines in diffusers
 FAMILIES = ("StableDiffusion", "StableDiffusionXL")
 DEVICES = re.compile(r"auto|-?\d+|\d+(, ?\d+)*,?")
+#: of each thread, by command and the Trainer's defaults: one takes a second to build, and reads any number of lines
+_PARSERS = threading.local()
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,14 @@ class Run:
         trusted = limit_imports(arguments)
 
         class CLI(LightningCLI):
+            def setup_parser(self, *args: Any, **kwargs: Any) -> None:
+                made = _PARSERS.__dict__
+                key = json.dumps([run.name, self.trainer_defaults])
+                if key not in made:
+                    super().setup_parser(*args, **kwargs)
+                    made[key] = self.parser
+                self.parser = made[key]
+
             def init_parser(self, **kwargs: object) -> LightningArgumentParser:
                 self.parser_class = telling(run.name, LightningArgumentParser)
                 return super().init_parser(**kwargs)
@@ -119,6 +129,7 @@ class Run:
                 save_config_callback=None,
                 seed_everything_default=False,
                 auto_configure_optimizers=False,
+                load_from_checkpoint_support=False,  # it would tie the parser to this model
                 parser_kwargs={"prog": f"diffstyler {self.name}", "allow_abbrev": False},
                 trainer_defaults={**settings.TRAINER_DEFAULTS, **self.trainer_defaults()},
             )

@@ -14,14 +14,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import median
-from typing import Any
+from typing import Any, ClassVar
 from unittest import mock
 
 import torch
 from peft import LoraConfig
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter
 from torch.utils.benchmark import Timer
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -186,7 +185,7 @@ def _lora_parameters(backbone: LatentDiffusion, lora: LoraConfig) -> int:
 
 
 def _row_flops(backbone: LatentDiffusion, latents: tuple[int, ...]) -> float:
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with torch.no_grad(), Shapes(), FlopCounterMode(display=False) as counter:
         _predict(backbone, 1, latents)
     return counter.get_total_flops()
 
@@ -235,7 +234,85 @@ def network_rate(
     return rows * forecast.row_flops / median(times[1:])
 
 
-class AliveBytes(TorchDispatchMode):
+class Shapes(TorchDispatchMode):
+    """Each operation on tensors without data is worked out once for its shapes: PyTorch does that in Python, in a
+    fraction of a millisecond, and a UNet has a few of them a thousand times."""
+
+    #: (operation, what it was given) -> of each of its outputs: size, stride, dtype; kept from one forecast to the next
+    known: ClassVar[dict[tuple, tuple]] = {}
+    MOST = 20_000
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs = kwargs or {}
+        key = _shapes_of(func, args, kwargs)
+        if key is None:
+            return func(*args, **kwargs)
+        if (made := self.known.get(key)) is None:
+            output = func(*args, **kwargs)
+            if (made := _fresh(output, (args, kwargs))) is not None:
+                if len(self.known) >= self.MOST:
+                    self.known.clear()
+                self.known[key] = made
+            return output
+        outputs = tuple(
+            None if one is None else torch.empty_strided(one[0], one[1], dtype=one[2], device="meta") for one in made
+        )
+        return outputs[0] if len(outputs) == 1 else outputs
+
+
+def _shapes_of(func: Any, args: tuple, kwargs: dict) -> tuple | None:
+    """What decides the shapes of an operation's outputs; None where it makes no new ones, or takes some with data."""
+    if not isinstance(func, torch._ops.OpOverload) or func._schema.is_mutable or func.is_view:
+        return None
+    tensors = 0
+    key: list = [func]
+    for value in (*args, *(part for item in kwargs.items() for part in item)):
+        for one in value if isinstance(value, (list, tuple)) else (value,):
+            if isinstance(one, torch.Tensor):
+                if type(one) not in (torch.Tensor, torch.nn.Parameter) or not one.is_meta:
+                    return None
+                tensors += 1
+                key += (one.shape, one.stride(), one.dtype)
+            else:
+                key += (type(one), one)
+        key.append("end")
+    return tuple(key) if tensors else None
+
+
+def _fresh(output: Any, given: Any) -> tuple | None:
+    """Size, stride and dtype of each output that there is; None where one is no whole tensor of its own."""
+    outputs = output if isinstance(output, (list, tuple)) else (output,)
+    tensors = _tensors(output)
+    if not tensors or not all(one is None or (isinstance(one, torch.Tensor) and one.is_meta) for one in outputs):
+        return None
+    before = {one.untyped_storage()._cdata for one in _tensors(given)}
+    storages = [one.untyped_storage() for one in tensors]
+    if len({storage._cdata for storage in storages} - before) != len(tensors):
+        return None
+    again = [torch.empty_strided(one.size(), one.stride(), dtype=one.dtype, device="meta") for one in tensors]
+    if [one.untyped_storage().nbytes() for one in again] != [storage.nbytes() for storage in storages]:
+        return None
+    return tuple(None if one is None else (one.size(), one.stride(), one.dtype) for one in outputs)
+
+
+def _tensors(given: Any) -> list[torch.Tensor]:
+    """Those in it, however deep."""
+    if isinstance(given, torch.Tensor):
+        return [given]
+    if isinstance(given, dict):
+        given = given.values()
+    elif not isinstance(given, (list, tuple)):
+        return []
+    found: list[torch.Tensor] = []
+    for one in given:
+        if isinstance(one, torch.Tensor):
+            found.append(one)
+        elif isinstance(one, (list, tuple, dict)):
+            found += _tensors(one)
+    return found
+
+
+class AliveBytes(Shapes):
     """Counts the bytes of all tensors made inside that are alive: now, and at the peak. Views of what was there before,
     such as a weight turned, take nothing."""
 
@@ -245,13 +322,13 @@ class AliveBytes(TorchDispatchMode):
         self._known: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        for tensor in tree_iter((args, kwargs)):
-            if isinstance(tensor, torch.Tensor):
-                self._known.setdefault(tensor.untyped_storage(), 0)
-        output = func(*args, **(kwargs or {}))
-        for tensor in tree_iter(output):
-            if isinstance(tensor, torch.Tensor) and tensor.untyped_storage() not in self._known:
-                storage = tensor.untyped_storage()
+        for tensor in _tensors((args, kwargs)):
+            self._known.setdefault(tensor.untyped_storage(), 0)
+        output = super().__torch_dispatch__(func, types, args, kwargs)
+        if func.is_view:
+            return output
+        for tensor in _tensors(output):
+            if (storage := tensor.untyped_storage()) not in self._known:
                 self._known[storage] = size = storage.nbytes()
                 self.now += size
                 self.peak = max(self.peak, self.now)

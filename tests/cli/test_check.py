@@ -1,7 +1,10 @@
 """diffstyler check: what would run and what would not, and that nothing is loaded or written for it."""
 
+from pathlib import Path
+
 import pytest
 import torch
+from runs import stylize
 
 from diffstyler.backbones import StableDiffusion
 from diffstyler.cli.check import Finding, _attach, network_rows
@@ -9,7 +12,7 @@ from diffstyler.cli.main import main
 from diffstyler.diffusion.denoiser import Denoiser
 from diffstyler.diffusion.initial import FromContent
 from diffstyler.diffusion.injection import CrossLoRAInjection, NoInjection
-from diffstyler.memory.forecast import share_of_matrix_rate
+from diffstyler.memory.forecast import network_rate, share_of_matrix_rate
 from diffstyler.predict.stylizer import Stylizer
 from diffstyler.types import StyleRegion, Triple
 
@@ -17,6 +20,7 @@ from diffstyler.types import StyleRegion, Triple
 @pytest.fixture(autouse=True)
 def nothing_is_loaded(studio, monkeypatch, tmp_path):
     monkeypatch.setattr(StableDiffusion, "load", lambda *_: pytest.fail("weights were loaded"))
+    monkeypatch.setattr(network_rate, "__defaults__", (0.1,))  # seconds
     monkeypatch.chdir(tmp_path)
 
 
@@ -148,20 +152,16 @@ def test_a_finding_reads_as_a_line():
         ({"inversion_refinements": 1}, {"start": 0.5}),
     ],
 )
-def test_rows_are_counted_as_they_run(studio, tiny_dirs, settings, region, monkeypatch):
-    monkeypatch.undo()
-    from runs import stylize
-
+def test_rows_are_counted_as_they_run(studio, tiny, settings, region, monkeypatch):
     rows, run = [], Denoiser._run
     monkeypatch.setattr(Denoiser, "_run", lambda self, own, *call: rows.append(len(own)) or run(self, own, *call))
-    settings = {"num_inference_steps": 5, "content_lora": "off", **settings}
+    settings = {"num_inference_steps": 4, "content_lora": "off", **settings}
     triples = [
         Triple(f"{content}-{style}", studio / f"{content}.png", (StyleRegion(studio / f"{style}.png", **region),))
-        for content in ("photo", "tall")
-        for style in ("gold", "tomato")
+        for content, style in (("photo", "gold"), ("photo", "tomato"), ("tall", "gold"))
     ]
     for some in (triples[:1], triples):
         rows.clear()
-        stylize(studio, tiny_dirs["epsilon"], *some, out=str(len(some)), **settings)
-        stylizer = Stylizer(StableDiffusion(str(tiny_dirs["epsilon"])), **{"guidance_scale": 2.0, **settings})
+        stylize(studio, Path(), *some, out=str(len(some)), backbone=tiny, **settings)
+        stylizer = Stylizer(tiny, **{"guidance_scale": 2.0, **settings})
         assert network_rows(stylizer, some) == sum(rows)

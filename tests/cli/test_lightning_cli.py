@@ -120,6 +120,15 @@ def test_a_fit_of_before_runs(tmp_path):
     assert cli.datamodule.crops == Crops(crop_size=64)
 
 
+def test_a_parser_reads_one_line_after_another():
+    first, second = (FIT.cli([*CPU, *words]) for words in (["--model.rank", "3", "--lora_dir", "mine"], []))
+    assert first.parser is second.parser
+    assert (first.model.run.rank, first.config.lora_dir) == (3, Path("mine"))
+    assert second.model.run.rank == FIT.model().run.rank != 3
+    assert second.config.lora_dir == Path("loras")
+    assert PREDICT.cli(CPU).parser is not first.parser
+
+
 STATED_ALL_THE_SAME = {
     "predict": {"output_dir"},  # by this one line `check` knows whose settings they are
 }

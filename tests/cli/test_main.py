@@ -45,46 +45,77 @@ def manifest(tmp_path: Path) -> Path:
 HEAVY = {"torch", "transformers", "diffusers", "lightning", "jsonargparse", "numpy"}
 
 
-@pytest.mark.parametrize(
-    ("words", "code"),
-    [
-        ("--help", 0),
-        ("inspect --help", 0),
-        ("export --help", 0),
-        ("fetch-fastsam --help", 0),
-        ("demo --help", 0),
-        ("studio --help", 0),
-        ("check --help", 0),
-        ("fit --help", 0),
-        ("predict --config configs/predict.yaml -h", 0),
-        ("check fit --help", 0),
-        ("masks --help", 0),
-        ("test --config configs/test.yaml --help", 0),
-        ("sweep -h", 0),
-        ("push --help", 0),
-        ("fetch-masker --help", 0),
-        ("fit --model.rnak=3", 2),
-        ("check predict --data.manfest=rows.csv", 2),
-        ("check --trainer.device 1 --model.rank 3", 2),
-        ("masks --contnet photo.jpg --mask sky", 2),
-        ("test --output_dri out", 2),
-        ("sweep --axis.row.strength [0,1]", 2),
-        ('sweep --config {"axis":{}}', 2),
-        ("inspect", 2),
-        ("export x", 2),
-        ("fetch-fastsam x", 2),
-        ("demo x", 2),
-        ("predcit", 2),
-    ],
-)
-def test_help_and_wrong_words_import_nothing_heavy(words, code):
-    program = "import atexit, sys; from diffstyler.cli.main import main; atexit.register(lambda: print(*sys.modules)); "
-    program += f"sys.exit(main({words.split()}))"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert done.returncode == code
-    assert "diffstyler" in done.stdout + done.stderr
-    assert "argparse" in done.stdout.splitlines()[-1].split()
-    assert not HEAVY & set(done.stdout.splitlines()[-1].split())
+LIGHT = [
+    ("--help", 0),
+    ("inspect --help", 0),
+    ("export --help", 0),
+    ("fetch-fastsam --help", 0),
+    ("demo --help", 0),
+    ("studio --help", 0),
+    ("check --help", 0),
+    ("fit --help", 0),
+    ("predict --config configs/predict.yaml -h", 0),
+    ("check fit --help", 0),
+    ("masks --help", 0),
+    ("test --config configs/test.yaml --help", 0),
+    ("sweep -h", 0),
+    ("push --help", 0),
+    ("fetch-masker --help", 0),
+    ("fit --model.rnak=3", 2),
+    ("check predict --data.manfest=rows.csv", 2),
+    ("check --trainer.device 1 --model.rank 3", 2),
+    ("masks --contnet photo.jpg --mask sky", 2),
+    ("test --output_dri out", 2),
+    ("sweep --axis.row.strength [0,1]", 2),
+    ('sweep --config {"axis":{}}', 2),
+    ("inspect", 2),
+    ("export x", 2),
+    ("fetch-fastsam x", 2),
+    ("demo x", 2),
+    ("predcit", 2),
+]
+#: the command is imported once, and a process forked of this for each line of words
+ONE_BY_ONE = """
+import json, os, sys
+from pathlib import Path
+from diffstyler.cli.main import main
+
+folder, told = Path(sys.argv[1]), []
+for number, words in enumerate(json.loads(sys.argv[2])):
+    files = [folder / f"{number}.{name}" for name in ("out", "err")]
+    if not (process := os.fork()):
+        for descriptor, file in enumerate(files, start=1):
+            os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), descriptor)
+        try:
+            code = main(words.split())
+        except SystemExit as stopped:
+            code = stopped.code
+        print(*sys.modules)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+    told.append([code, *(file.read_text() for file in files)])
+print(json.dumps(told))
+"""
+
+
+@pytest.fixture(scope="module")
+def light(tmp_path_factory) -> dict[str, tuple[int, str, str]]:
+    """Of each line of words: exit code, what is said on stdout, with the modules that were imported, and on stderr."""
+    lines = [words for words, _ in LIGHT]
+    command = [sys.executable, "-c", ONE_BY_ONE, str(tmp_path_factory.mktemp("light")), json.dumps(lines)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return dict(zip(lines, json.loads(done.stdout), strict=True))
+
+
+@pytest.mark.parametrize(("words", "code"), LIGHT)
+def test_help_and_wrong_words_import_nothing_heavy(light, words, code):
+    ended, out, err = light[words]
+    assert ended == code
+    assert "diffstyler" in out + err
+    assert "argparse" in out.splitlines()[-1].split()
+    assert not HEAVY & set(out.splitlines()[-1].split())
 
 
 @pytest.mark.parametrize(
@@ -105,10 +136,7 @@ def test_a_command_without_arguments_ends_in_words_of_ours(words, code, capsys):
 
 
 def test_the_help_of_every_command_is_among_those_tried():
-    (tried,) = [
-        mark.args[1] for mark in test_help_and_wrong_words_import_nothing_heavy.pytestmark if mark.name == "parametrize"
-    ]
-    asked = {words.split()[0] for words, _ in tried if re.search("--help|-h$", words)}
+    asked = {words.split()[0] for words, _ in LIGHT if re.search("--help|-h$", words)}
     assert asked == {"--help", *COMMANDS}
 
 

@@ -130,6 +130,12 @@ def reference(tiny, pack) -> dict:
     }
 
 
+@pytest.fixture
+def first_steps(reference) -> dict:
+    """Four of them, where more tell nothing more."""
+    return {**reference, "timesteps": reference["timesteps"][:4]}
+
+
 NO_STYLE = {"loras": [], "masks": [], "prompts": []}
 EVERYWHERE = np.full((64, 64), 255, np.uint8)
 
@@ -150,19 +156,19 @@ def test_a_picture_steered_by_itself_is_plain_ddim(tiny, reference):
     assert (steered - x).norm() / x.norm() > 1e-2
 
 
-def test_the_last_writer_wins_and_an_empty_mask_is_no_style(reference):
+def test_the_last_writer_wins_and_an_empty_mask_is_no_style(first_steps):
     base, second = (
-        transcribe(**{**reference, **NO_STYLE}),
-        transcribe(**{**reference, **{name: reference[name][1:] for name in NO_STYLE}, "masks": [EVERYWHERE]}),
+        transcribe(**{**first_steps, **NO_STYLE}),
+        transcribe(**{**first_steps, **{name: first_steps[name][1:] for name in NO_STYLE}, "masks": [EVERYWHERE]}),
     )
-    assert torch.equal(transcribe(**{**reference, "masks": [0 * EVERYWHERE] * 2}), base)
-    assert torch.equal(transcribe(**{**reference, "masks": [EVERYWHERE] * 2}), second)
+    assert torch.equal(transcribe(**{**first_steps, "masks": [0 * EVERYWHERE] * 2}), base)
+    assert torch.equal(transcribe(**{**first_steps, "masks": [EVERYWHERE] * 2}), second)
     assert not torch.allclose(base, second, atol=1e-2)
 
 
-def test_a_faint_mask_is_inside(reference):
+def test_a_faint_mask_is_inside(first_steps):
     faint = [np.minimum(mask, 8) for mask in MASKS]
-    assert torch.equal(transcribe(**{**reference, "masks": faint}), transcribe(**reference))
+    assert torch.equal(transcribe(**{**first_steps, "masks": faint}), transcribe(**first_steps))
 
 
 def test_an_empty_style_is_the_base_until_its_injection_ends(reference):

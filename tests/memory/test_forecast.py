@@ -12,6 +12,7 @@ from peft import LoraConfig
 from PIL import Image
 from runs import row, stylize
 from tiny_models import FAMILIES
+from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -57,6 +58,26 @@ def test_views_of_what_was_there_before_take_nothing():
         assert alive.peak == product.nbytes
         del product, turned
         assert alive.now == 0
+
+
+def test_known_shapes_count_as_those_that_are_worked_out(monkeypatch):
+    layers = (nn.Conv2d(4, 8, 3), nn.GroupNorm(2, 8), nn.SiLU(), nn.Flatten(2), nn.Linear(36, 5), nn.LayerNorm(5))
+    network = nn.Sequential(*layers).to("meta")
+    network[1].requires_grad_(False)  # whose gradients are None then
+
+    def counted() -> tuple[int, int]:
+        network.zero_grad()
+        with AliveBytes() as alive:
+            network(torch.zeros(3, 4, 8, 8, device="meta")).sum().backward()
+        return alive.peak, alive.now
+
+    monkeypatch.setattr(forecast.Shapes, "known", {})
+    first = counted()
+    known = len(forecast.Shapes.known)
+    assert first == counted()
+    assert len(forecast.Shapes.known) == known > 5
+    monkeypatch.setattr(forecast, "_shapes_of", lambda *_: None)
+    assert first == counted()
 
 
 @pytest.mark.parametrize("family", list(FAMILIES))

@@ -98,8 +98,9 @@ def test_held_out_styles_are_not_for_training():
 def test_captions_fit_and_hold_known_tokens_only():
     tokenizer, rng = build_tokenizer(), np.random.default_rng(0)
     for seed in SEEDS:
+        seen = render_scene(seed, 128).words
         for style in TRAINING_STYLES:
-            caption = write_caption(rng, style, render_scene(seed, 128).words)
+            caption = write_caption(rng, style, seen)
             words = caption.replace(",", " ,").split()
             ids = tokenizer(caption).input_ids
             assert len(ids) == len(words) + 2 <= MAX_TOKENS  # every word is one token, between start and end
