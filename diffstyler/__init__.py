@@ -57,5 +57,8 @@ sys.meta_path.append(MovedModules())
 def __getattr__(name: str) -> object:
     if name not in _HOMES:
         raise AttributeError(f"module 'diffstyler' has no attribute '{name}'")
-    with quiet():
-        return getattr(importlib.import_module(f"diffstyler.{_HOMES[name]}"), name)
+    home = f"diffstyler.{_HOMES[name]}"
+    if home not in sys.modules:
+        with quiet():
+            importlib.import_module(home)
+    return getattr(importlib.import_module(home), name)

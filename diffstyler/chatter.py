@@ -9,7 +9,7 @@ import secrets
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -43,12 +43,17 @@ def quiet() -> Iterator[None]:
         for message in LIBRARY_CHATTER:
             warnings.filterwarnings("ignore", message)
         try:
-            for name, level in LOGGERS.items():
-                logging.getLogger(name).setLevel(level)
+            _set_levels(LOGGERS)
             yield
         finally:
-            for name, level in levels.items():
-                logging.getLogger(name).setLevel(level)
+            _set_levels(levels)
+
+
+def _set_levels(levels: Mapping[str, int]) -> None:
+    for name, level in levels.items():
+        logger = logging.getLogger(name)
+        if logger.level != level:  # each setting looks through all loggers of the process
+            logger.setLevel(level)
 
 
 def redirect_ultralytics() -> None:
