@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from runs import pixels, row, stylize
 
+from diffstyler.backbones import StableDiffusion
 from diffstyler.diffusion.fusion import FuseClean, FuseLatents, FuseNoise
 from diffstyler.diffusion.initial import FromContent
 from diffstyler.diffusion.injection import CrossLoRAInjection
@@ -210,6 +211,8 @@ def test_four_styles_take_little_more_memory_than_one(studio, tiny_dir):
         triple = Triple(f"{count} styles", studio / "photo.png", tuple(own[:count]))
         gc.collect()
         with AliveBytes() as alive:
-            stylize(studio, tiny_dir, triple, out=str(count), rows_per_call=9, initial=FromContent())
+            # loaded there, as in a run of its own
+            how = {"backbone": StableDiffusion(str(tiny_dir)), "num_inference_steps": 1}
+            stylize(studio, tiny_dir, triple, out=str(count), rows_per_call=9, initial=FromContent(), **how)
         peaks[count] = alive.peak
     assert peaks[1] < peaks[4] < 1.3 * peaks[1]
