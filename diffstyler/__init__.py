@@ -58,7 +58,7 @@ def __getattr__(name: str) -> object:
     if name not in _HOMES:
         raise AttributeError(f"module 'diffstyler' has no attribute '{name}'")
     home = f"diffstyler.{_HOMES[name]}"
-    if home in sys.modules:  # parsers ask for every class of a setting, and to quiet libraries takes a while
-        return getattr(importlib.import_module(home), name)
-    with quiet():
-        return getattr(importlib.import_module(home), name)
+    if home not in sys.modules:
+        with quiet():
+            importlib.import_module(home)
+    return getattr(importlib.import_module(home), name)

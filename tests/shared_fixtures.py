@@ -4,7 +4,7 @@ import copy
 import gc
 import shutil
 from collections.abc import Callable
-from functools import cache, lru_cache
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -13,7 +13,7 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline
 from low_rank import random_modules
 from peft import LoraConfig
 from PIL import Image
-from tiny_models import tiny_text_encoder, tiny_unet, tiny_vae
+from tiny_models import loaded, tiny_text_encoder, tiny_unet, tiny_vae
 from transformers import CLIPTokenizer
 
 from diffstyler.adapters import LoRAIdentity, LoRALibrary, save_lora
@@ -91,7 +91,7 @@ def tiny_dir(request: pytest.FixtureRequest, tiny_dirs: dict[str, Path]) -> Path
 @pytest.fixture
 def tiny(tiny_dir: Path) -> StableDiffusion:
     """The tiny model, loaded; every test has its own copy."""
-    return copy.deepcopy(_loaded(tiny_dir))
+    return copy.deepcopy(loaded(tiny_dir))
 
 
 @pytest.fixture(scope="session")
@@ -108,11 +108,6 @@ def families(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return folders
 
 
-@lru_cache
-def _loaded(folder: Path) -> StableDiffusion:
-    return StableDiffusion(str(folder)).load()
-
-
 RANK = 4
 
 
@@ -127,7 +122,7 @@ def studios(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Path]:
         for name, size in {"photo": (72, 64), "tall": (64, 88), "gold": (64, 64), "tomato": (64, 64)}.items():
             small = torch.randint(256, (8, 8, 3), generator=generator, dtype=torch.uint8)
             Image.fromarray(small.numpy()).resize(size).save(folder / f"{name}.png")
-        backbone = _loaded(tiny_dir)
+        backbone = loaded(tiny_dir)
         config = LoraConfig(r=RANK, lora_alpha=RANK, target_modules=["to_q", "to_k", "to_v", "to_out.0"])
         library = LoRALibrary(folder / "loras")
         for name, role in {"gold": "style", "tomato": "style", "photo": "content"}.items():

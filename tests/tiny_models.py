@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -48,6 +49,12 @@ def tiny_pipeline(family: str) -> StableDiffusionPipeline | StableDiffusionXLPip
     parts = {"text_encoder": tiny_text_encoder(tokenizer), "tokenizer": tokenizer, "unet": unet, "vae": tiny_vae()}
     extras = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
     return StableDiffusionPipeline(**parts, scheduler=scheduler, **extras)
+
+
+@lru_cache
+def loaded(folder: Path) -> StableDiffusion:
+    """A model that is loaded once; whoever changes it takes a copy."""
+    return StableDiffusion(str(folder)).load()
 
 
 def save_original(pipeline: StableDiffusionPipeline | StableDiffusionXLPipeline, file: Path) -> Path:

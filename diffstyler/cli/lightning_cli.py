@@ -100,6 +100,9 @@ class Run:
                 add_flag(parser)
                 parser.set_defaults({name: {"class_path": kind} for name, kind in run.words.classes.items()})
 
+            def _dump_config(self) -> None:
+                self.config_dump = {}  # all settings written out as hyperparameters, which nothing here saves
+
             def instantiate_trainer(self, **kwargs: Any) -> Trainer:
                 try:
                     return super().instantiate_trainer(**kwargs)

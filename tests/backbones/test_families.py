@@ -167,22 +167,28 @@ def test_a_file_that_is_no_whole_model(families, tmp_path):
         StableDiffusion(str(file)).check()
 
 
-def test_a_single_file_without_configurations_offline(families):
-    """In a process of its own: the hub's library reads HF_HUB_OFFLINE once."""
-    found = load_offline(families["sd1"] / "model.safetensors")
-    assert "set model.backbone.config to a diffusers model" in found.splitlines()[-1]
-
-
-def test_a_model_that_the_hub_does_not_give_offline():
-    found = load_offline("nobody/nothing")
-    assert "model 'nobody/nothing': not a directory or file here, and the hub did not give it" in found
-
-
-def load_offline(model) -> str:
-    """What a process that may not ask the hub says on stderr."""
-    code = f"from diffstyler import StableDiffusion; StableDiffusion({str(model)!r}).load()"
+@pytest.fixture(scope="module")
+def told_offline(families) -> dict[str, str]:
+    """Model -> what is told of it in a process that may not ask the hub, whose library reads HF_HUB_OFFLINE once."""
+    models = [str(families["sd1"] / "model.safetensors"), "nobody/nothing"]
+    code = (
+        "import json, sys\nfrom diffstyler import StableDiffusion\nfor model in sys.argv[1:]:\n"
+        "    try: StableDiffusion(model).load()\n    except ValueError as error: print(json.dumps([model, str(error)]))"
+    )
     offline = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    return subprocess.run([sys.executable, "-c", code], env=offline, capture_output=True, text=True).stderr
+    done = subprocess.run([sys.executable, "-c", code, *models], env=offline, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return dict(json.loads(line) for line in done.stdout.splitlines() if line.startswith("["))
+
+
+def test_a_single_file_without_configurations_offline(families, told_offline):
+    told = told_offline[str(families["sd1"] / "model.safetensors")]
+    assert "set model.backbone.config to a diffusers model" in told.splitlines()[-1]
+
+
+def test_a_model_that_the_hub_does_not_give_offline(told_offline):
+    told = told_offline["nobody/nothing"]
+    assert "model 'nobody/nothing': not a directory or file here, and the hub did not give it" in told
 
 
 def test_another_autoencoder(families, copied, tmp_path):

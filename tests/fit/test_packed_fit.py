@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 from low_rank import by_peft
 from peft import LoraConfig, get_peft_model_state_dict
 from runs import finetune
@@ -59,7 +60,7 @@ def fit_with_peft(folder: Path, path: Path, *, steps: int, dtype: torch.dtype, r
 
 
 @pytest.mark.parametrize(
-    ("precision", "steps", "bound"), [("64-true", 6, 1e-10), ("32-true", 50, 1e-4)], ids=["fp64", "fp32"]
+    ("precision", "steps", "bound"), [("64-true", 6, 1e-10), ("32-true", 20, 6e-5)], ids=["fp64", "fp32"]
 )
 def test_a_packed_lora_equals_pefts_own(tiny_dir, pictures, tmp_path, precision, steps, bound, monkeypatch):
     expected = fit_with_peft(tiny_dir, pictures[0], steps=steps, dtype=DTYPES[precision])
@@ -79,58 +80,76 @@ def test_a_packed_lora_equals_pefts_own(tiny_dir, pictures, tmp_path, precision,
     assert errors[1] > 0.01
 
 
+@pytest.fixture
+def small(tiny) -> StableDiffusion:
+    """Around a UNet of two levels: to trace it takes a third of the time."""
+    torch.manual_seed(0)
+    tiny.unet = UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(32, 64),
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        cross_attention_dim=32,
+        attention_head_dim=4,
+        norm_num_groups=16,
+    )
+    tiny.requires_grad_(False).eval()
+    return tiny
+
+
 @pytest.mark.filterwarnings(r"ignore:The \.grad attribute of a Tensor")  # Dynamo looks at every input
-def test_a_refilled_slot_compiles_nothing_again(tiny):
+def test_a_refilled_slot_compiles_nothing_again(small):
     """The adapters' hooks are part of the compiled layers, and equal the eager ones; slots are their inputs, and
     layers that are alike are compiled once."""
     from torch._dynamo.utils import counters
 
-    pack = LoRAPack(tiny.unet, LoraConfig(r=4, target_modules=["to_q", "to_v"]), 2)
+    pack = LoRAPack(small.unet, LoraConfig(r=4, target_modules=["to_q", "to_v"]), 2)
     pack.train()
     latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-    timesteps, prompts = torch.tensor([1, 700]), tiny.encode_prompt(["a red tree", "the sea"])
+    timesteps, prompts = torch.tensor([1, 700]), small.encode_prompt(["a red tree", "the sea"])
 
     def gradient(seed: int) -> torch.Tensor:
         for slot in range(2):
             pack.init_slot(slot, seed=seed + slot, scale=0.5 + seed)
         pack.flat.grad = None
         with pack.rows(Rows(None)):
-            tiny.predict(latents, timesteps, prompts).square().sum().backward()
+            small.predict(latents, timesteps, prompts).square().sum().backward()
         return pack.flat.grad
 
     eager = [gradient(seed) for seed in (0, 5)]
     counters.clear()
-    tiny.compile(backend="eager")
+    small.compile(backend="eager")
     compiled, graphs = [], []
     for seed in (0, 5):
         compiled.append(gradient(seed))
         graphs.append(counters["stats"]["unique_graphs"])
-    tiny.uncompile()
+    small.uncompile()
     torch.testing.assert_close(compiled, eager, atol=1e-4, rtol=1e-4)
-    layers = [module for module in tiny.unet.modules() if type(module).__name__ in tiny.repeated_layers]
+    layers = [module for module in small.unet.modules() if type(module).__name__ in small.repeated_layers]
     assert graphs[0] == graphs[1] < len(layers)
     assert not counters["graph_break"]
 
 
 @torch.no_grad()
-def test_a_network_is_compiled_as_a_whole_where_it_is_asked_for(tiny):
+def test_a_network_is_compiled_as_a_whole_where_it_is_asked_for(small):
     """With the hooks that are there, and not outside."""
     from torch._dynamo.utils import counters
 
     latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-    given = latents, torch.tensor([1, 700]), tiny.encode_prompt(["a red tree", "the sea"])
-    eager = tiny.predict(*given)
-    pack = LoRAPack(tiny.unet, LoraConfig(r=4, target_modules=["to_q", "to_v"]), 1)
+    given = latents, torch.tensor([1, 700]), small.encode_prompt(["a red tree", "the sea"])
+    eager = small.predict(*given)
+    pack = LoRAPack(small.unet, LoraConfig(r=4, target_modules=["to_q", "to_v"]), 1)
     pack.flat.copy_(torch.randn(pack.flat.shape, generator=torch.Generator().manual_seed(1)) * 0.1)
     pack.scale.fill_(1)
     counters.clear()
     rows = Rows(torch.zeros(2, dtype=torch.int64))
     with pack.rows(rows):
-        adapted = tiny.predict(*given)
+        adapted = small.predict(*given)
     assert not counters["stats"]["unique_graphs"]
-    with pack.rows(rows), tiny.compiled(backend="eager"):
-        torch.testing.assert_close(tiny.predict(*given), adapted, atol=1e-5, rtol=1e-4)
+    with pack.rows(rows), small.compiled(backend="eager"):
+        torch.testing.assert_close(small.predict(*given), adapted, atol=1e-5, rtol=1e-4)
     assert counters["stats"]["unique_graphs"] == 1
     assert not counters["graph_break"]
-    torch.testing.assert_close(tiny.predict(*given), eager, atol=0, rtol=0)
+    torch.testing.assert_close(small.predict(*given), eager, atol=0, rtol=0)
     assert counters["stats"]["unique_graphs"] == 1

@@ -46,9 +46,9 @@ def test_more_styles_than_trajectories_stay_in_memory_are_inverted_once(
     monkeypatch.setitem(inverter.TrajectoryCache.__init__.__kwdefaults__, "in_memory", 1)
     rows = [row(studio, content, style) for content in ("photo", "tall") for style in ("gold", "tomato")]
     cache_dir = None if folder is None else studio / folder
-    made = stylize(studio, tiny_dir, *rows, cache_dir=cache_dir)
+    made = stylize(studio, tiny_dir, *rows, cache_dir=cache_dir, num_inference_steps=2)
     assert sum(map(len, inverted)) == 4  # two contents, two styles
-    again = stylize(studio, tiny_dir, *rows, out="again", cache_dir=cache_dir)
+    again = stylize(studio, tiny_dir, *rows, out="again", cache_dir=cache_dir, num_inference_steps=2)
     assert sum(map(len, inverted)) == (8 if folder is None else 4)
     assert list(map(pixels, made)) == list(map(pixels, again))
 
@@ -57,9 +57,10 @@ def test_a_batch_is_inverted_together_under_each_ones_adapter(studio, tiny_dir, 
     """Contents and styles of one size, contents twice; alone each gives the same picture."""
     Image.open(studio / "photo.png").transpose(Image.Transpose.FLIP_TOP_BOTTOM).save(studio / "flipped.png")
     rows = [row(studio, content, style) for content in ("photo", "flipped") for style in ("gold", "tomato")]
-    alone = [stylize(studio, tiny_dir, r, out=r.id, rows_per_call=6)[0] for r in rows]
+    how = {"rows_per_call": 4, "num_inference_steps": 2}
+    alone = [stylize(studio, tiny_dir, r, out=r.id, **how)[0] for r in rows]
     inverted.clear()
-    together = stylize(studio, tiny_dir, *rows, batch_size=4, rows_per_call=6)
+    together = stylize(studio, tiny_dir, *rows, batch_size=4, **how)
     assert sorted(inverted) == [[(8, 8)] * 2, [(8, 9)] * 2]
     assert list(map(pixels, together)) == list(map(pixels, alone))
 
@@ -97,10 +98,9 @@ def test_the_middle_of_a_style_that_is_too_long(tmp_path, size, expected):
 
 def test_a_style_that_is_known_gives_the_same_picture(studio, tiny_dir):
     """Of a known style only the two ends are there: the noise for the start, the picture for the matching."""
-    last = stylize(studio, tiny_dir, row(studio, "tall"), out="alone", rows_per_call=6)
+    how = {"rows_per_call": 4, "num_inference_steps": 2}
+    last = stylize(studio, tiny_dir, row(studio, "tall"), out="alone", **how)
     for cache_dir in (None, studio / "cache", studio / "cache"):
         out = f"again{len(list(studio.iterdir()))}"
-        made = stylize(
-            studio, tiny_dir, row(studio), row(studio, "tall"), out=out, cache_dir=cache_dir, rows_per_call=6
-        )
+        made = stylize(studio, tiny_dir, row(studio), row(studio, "tall"), out=out, cache_dir=cache_dir, **how)
         assert pixels(made[1]) == pixels(last[0])

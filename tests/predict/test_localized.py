@@ -3,7 +3,7 @@
 import gc
 import json
 import shutil
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from runs import pixels, row, stylize
 
+from diffstyler.backbones import StableDiffusion
 from diffstyler.diffusion.fusion import FuseClean, FuseLatents, FuseNoise
 from diffstyler.diffusion.initial import FromContent
 from diffstyler.diffusion.injection import CrossLoRAInjection
@@ -118,6 +119,25 @@ def test_csv_rows_and_nested_regions_make_the_same_picture(studio, tiny_dir):
     assert sidecar(studio, out="csv")["key"] == sidecar(studio, out="jsonl")["key"]
 
 
+@pytest.fixture(scope="module")
+def unchanged() -> dict[str, bytes]:
+    """What ``plain`` has made, by its settings."""
+    return {}
+
+
+@pytest.fixture
+def plain(studio, tiny_dir, unchanged) -> Callable[..., bytes]:
+    """Settings -> the picture of one region by them, made once."""
+
+    def make(**settings) -> bytes:
+        if (key := repr(settings)) not in unchanged:
+            local = regions(studio, {"mask": "box: 11,9,50,43"})
+            unchanged[key] = pixels(stylize(studio, tiny_dir, local, out="plain", **settings)[0])
+        return unchanged[key]
+
+    return make
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -130,21 +150,16 @@ def test_csv_rows_and_nested_regions_make_the_same_picture(studio, tiny_dir):
     ],
     ids=lambda change: "-".join(f"{k}-{getattr(v, '__dict__', v)}" for k, v in change.items())[:40],
 )
-def test_every_setting_of_localized_transfer_has_an_effect(studio, tiny_dir, change):
+def test_every_setting_of_localized_transfer_has_an_effect(studio, tiny_dir, plain, change):
     local = regions(studio, {"mask": "box: 11,9,50,43"})
-    plain, changed = (
-        stylize(studio, tiny_dir, local, out=out, **{"keep_outside": False, **settings})[0]
-        for out, settings in {"plain": {"keep_outside": True, "fusion": FuseLatents()}, "changed": change}.items()
-    )
-    assert pixels(plain) != pixels(changed)
+    changed = stylize(studio, tiny_dir, local, **{"keep_outside": False, **change})[0]
+    assert plain(keep_outside=True, fusion=FuseLatents()) != pixels(changed)
 
 
 @pytest.mark.parametrize("change", [{"inject_features": 0.0}, {"inject_attention": 0.0}, {"start": 0.5}, {"stop": 0.4}])
-def test_every_field_of_a_region_has_an_effect(studio, tiny_dir, change):
-    plain = regions(studio, {"mask": "box: 11,9,50,43"})
-    changed = replace(plain, id="changed", regions=(replace(plain.regions[0], **change),))
-    one, other = stylize(studio, tiny_dir, plain, changed)
-    assert pixels(one) != pixels(other)
+def test_every_field_of_a_region_has_an_effect(studio, tiny_dir, plain, change):
+    (changed,) = stylize(studio, tiny_dir, regions(studio, {"mask": "box: 11,9,50,43", **change}))
+    assert plain() != pixels(changed)
 
 
 def test_a_region_alone_is_the_same_beside_another_picture(studio, tiny_dir):
@@ -196,6 +211,8 @@ def test_four_styles_take_little_more_memory_than_one(studio, tiny_dir):
         triple = Triple(f"{count} styles", studio / "photo.png", tuple(own[:count]))
         gc.collect()
         with AliveBytes() as alive:
-            stylize(studio, tiny_dir, triple, out=str(count), rows_per_call=9, initial=FromContent())
+            # loaded there, as in a run of its own
+            how = {"backbone": StableDiffusion(str(tiny_dir)), "num_inference_steps": 1}
+            stylize(studio, tiny_dir, triple, out=str(count), rows_per_call=9, initial=FromContent(), **how)
         peaks[count] = alive.peak
     assert peaks[1] < peaks[4] < 1.3 * peaks[1]
