@@ -17,9 +17,9 @@ BOUND = 55
 
 def peak(words: list[str], output: Path) -> int:
     """Bytes that the command took at the most, with those of this process, which it is forked from."""
-    getattr(ctypes.CDLL(None), "malloc_trim", lambda _: None)(
-        0
-    )  # what this one has freed would hide what that one takes
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)  # what this one has freed would hide what that one takes
     _, status, used = os.wait4(crashes.start(words, output), 0)
     assert os.waitstatus_to_exitcode(status) == 0
     return used.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
