@@ -1,9 +1,10 @@
 """The worker: what is asked for comes out, repeatable by the command; what ends it loses nothing."""
 
 import json
-import multiprocessing
 import os
 import shlex
+import signal
+import subprocess
 import sys
 import threading
 import time
@@ -175,16 +176,6 @@ def test_a_comparison_has_a_cell_for_each_value_with_figures(worker, queue, fold
     assert {"ssim", "patch_distance"} <= job.result["cells"][0]["figures"].keys()
 
 
-def work(words: list[str], stdin: int) -> None:
-    """The command, in a process of its own; it ends with its input."""
-    os.dup2(stdin, 0)
-    sys.stdin = os.fdopen(0)
-    for descriptor in (1, 2):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
-    main(words)
-
-
-@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_a_killed_worker_loses_nothing(folder, queue, engine, studio, tiny_dir):
     """The real process, killed in the middle of a fit; another one goes on from what was kept, and the rest follows."""
     pictures = {new_picture(folder, "a", 1): 400, new_picture(folder, "b", 2): 3}
@@ -198,17 +189,16 @@ def test_a_killed_worker_loses_nothing(folder, queue, engine, studio, tiny_dir):
         "--trainer.accelerator",
         "cpu",
     ]
-    words = ["studio", "--worker", *places, "--model.checkpoint_every", "2"]
-    stdin, kept_open = os.pipe()
-    process = multiprocessing.get_context("fork").Process(target=work, args=(words, stdin))
-    process.start()
+    words = [sys.executable, "-m", "diffstyler", "studio", "--worker", *places, "--model.checkpoint_every", "2"]
+    quiet = {"stdin": subprocess.PIPE, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen(words, env={**os.environ, "OMP_NUM_THREADS": "1"}, **quiet)
     while len(queue.losses(jobs[0].id)) < 5:
-        assert process.is_alive()
+        assert process.poll() is None
         time.sleep(0.05)
-    process.kill()
-    process.join()
-    for end in (stdin, kept_open):
-        os.close(end)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert process.stdin
+    process.stdin.close()
     assert [queue.get(job.id).state for job in jobs] == ["running", "waiting"]
     reached = queue.losses(jobs[0].id)[-1][0]
     closing = threading.Event()
