@@ -1,6 +1,11 @@
 """Fixtures come with the libraries they need, but not to the process that only deals tests to others."""
 
+import os
+
 import pytest
+
+# before anything counts the cores: threads of workers side by side wait for each other by spinning
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -47,7 +47,8 @@ def stylize(
     settings = {"num_inference_steps": 3, "guidance_scale": 2.0, **settings}
     on_error = settings.pop("on_error", "stop")
     precision, accelerator = settings.pop("precision", "32-true"), settings.pop("accelerator", "cpu")
-    settings.setdefault("backbone", _model(tiny_dir, precision, accelerator, settings))
+    if "backbone" not in settings:
+        settings["backbone"] = _model(tiny_dir, precision, accelerator, settings)
     module = Stylizer(lora_dir=studio / "loras", output_dir=studio / out, **settings)
     trainer = lightning.Trainer(
         accelerator=accelerator,
