@@ -55,8 +55,8 @@ class Captured(Generic[Made]):
 
     def clear(self) -> None:
         """Forget all recordings and give their memory back to the card; what was made by them is gone."""
-        if self._recordings:
-            self._recordings, self._pool = {}, None
+        self._recordings, self._pool = {}, None
+        if torch.cuda.is_initialized():  # else there is nothing to give back, and to look for garbage takes a while
             gc.collect()
             torch.cuda.empty_cache()
 

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import signal
 import socket
+import subprocess
 import sys
 import time
 import traceback
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 
 import lightning
 import torch
-from lightning.pytorch.strategies.launchers import subprocess_script
 from PIL import Image
 from tiny_models import loaded
 
@@ -150,57 +146,21 @@ class KillAt(lightning.Callback):
 DDP = ("--trainer.devices", "2", "--trainer.strategy", "ddp")
 
 
-@dataclass(frozen=True)
-class Started:
-    """A run in another process, and where it tells what it says."""
-
-    pid: int
-    stdout: Path
-    stderr: Path
-
-    def children(self) -> list[int]:
-        return [int(pid) for pid in Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()]
-
-    def ended(self) -> tuple[int, str, str]:
-        """Its exit code, and what it said."""
-        code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
-        return code, self.stdout.read_text(), self.stderr.read_text()
+def children(process: subprocess.Popen) -> list[int]:
+    return [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
 
 
-def start(command: list[str], folder: Path, *more: str, fork: bool = False) -> Started:
-    """A run of two ranks, the second of which Lightning starts: by the words of the first, or by ``fork`` as it is one
-    itself, so that it does not import torch anew."""
-    words = [*command, "--lora_dir", str(folder), *DDP, *more]
-
-    def be_the_command() -> None:
-        sys.argv = ["diffstyler", *words]
-        sys.modules["__main__"] = importlib.import_module("diffstyler.__main__")
-        if fork:
-            subprocess_script.subprocess = SimpleNamespace(Popen=lambda _, env, cwd: ForkedRank(words, env))
-
-    told = _told(folder, 0)
-    return Started(_forked(words, {"COLUMNS": "200"}, *told, prepare=be_the_command), *told)
-
-
-class ForkedRank:
-    """What Lightning asks of a process that it has started."""
-
-    def __init__(self, words: list[str], environment: dict[str, str]) -> None:
-        self.pid = _forked(words, environment)
-        self.returncode: int | None = None
-
-    def poll(self, options: int = os.WNOHANG) -> int | None:
-        if self.returncode is None:
-            pid, status = os.waitpid(self.pid, options)
-            self.returncode = os.waitstatus_to_exitcode(status) if pid else None
-        return self.returncode
-
-    def wait(self) -> int | None:
-        return self.poll(0)
-
-    def send_signal(self, signum: int) -> None:
-        if self.poll() is None:
-            os.kill(self.pid, signum)
+def start(command: list[str], folder: Path, *more: str, stdout: int = subprocess.DEVNULL) -> subprocess.Popen:
+    arguments = [*command, "--lora_dir", str(folder), *more]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "diffstyler", *arguments],
+        stderr=subprocess.PIPE,
+        stdout=stdout,
+        text=True,
+        env=environment,
+        start_new_session=True,
+    )
 
 
 def two_ranks(command: list[str], folder: Path, *more: str) -> tuple[list[int], str, str]:
@@ -208,7 +168,7 @@ def two_ranks(command: list[str], folder: Path, *more: str) -> tuple[list[int], 
 
     They are forked, so that none imports torch anew.
     """
-    told = [_told(folder, rank) for rank in range(2)]
+    told = [[folder.with_name(f"{folder.name}-rank{rank}.{name}") for name in ("out", "err")] for rank in range(2)]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         cluster = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "COLUMNS": "200"}
@@ -220,14 +180,7 @@ def two_ranks(command: list[str], folder: Path, *more: str) -> tuple[list[int], 
     return codes, told[0][0].read_text(), told[0][1].read_text()
 
 
-def _told(folder: Path, rank: int) -> list[Path]:
-    return [folder.with_name(f"{folder.name}-rank{rank}.{name}") for name in ("out", "err")]
-
-
-def _forked(
-    words: list[str], environment: dict[str, str], *told: Path, prepare: Callable[[], None] = lambda: None
-) -> int:
-    """Its process id; ``told``: files for its stdout and stderr, else they are those of this process."""
+def _forked(words: list[str], environment: dict[str, str], stdout: Path, stderr: Path) -> int:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of threads, which do nothing here
         process = os.fork()
@@ -235,10 +188,9 @@ def _forked(
         try:
             signal.alarm(120)  # its end, where it waits for something that does not come
             os.environ.update(environment)
-            for number, file in zip((1, 2), told, strict=False):
+            for number, file in ((1, stdout), (2, stderr)):
                 os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), number)
             sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1) for number in (1, 2))
-            prepare()
             code = diffstyler([*words])
             sys.stdout.flush()
         except BaseException:

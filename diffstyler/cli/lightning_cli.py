@@ -100,9 +100,6 @@ class Run:
                 add_flag(parser)
                 parser.set_defaults({name: {"class_path": kind} for name, kind in run.words.classes.items()})
 
-            def _dump_config(self) -> None:
-                self.config_dump = {}  # all settings written out as hyperparameters, which nothing here saves
-
             def instantiate_trainer(self, **kwargs: Any) -> Trainer:
                 try:
                     return super().instantiate_trainer(**kwargs)
@@ -132,7 +129,8 @@ class Run:
                 save_config_callback=None,
                 seed_everything_default=False,
                 auto_configure_optimizers=False,
-                load_from_checkpoint_support=False,  # it would tie the parser to this model
+                # it would write all settings out, for files that nothing here saves, and tie the parser to this model
+                load_from_checkpoint_support=False,
                 parser_kwargs={"prog": f"diffstyler {self.name}", "allow_abbrev": False},
                 trainer_defaults={**settings.TRAINER_DEFAULTS, **self.trainer_defaults()},
             )

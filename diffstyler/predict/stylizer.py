@@ -332,9 +332,8 @@ class Stylizer(lightning.LightningModule):
     def _denoiser(self) -> Denoiser:
         """One for all pictures, as long as the adapters lie where they are."""
         pack = self.adapter_cache.pack
-        if self.denoiser is not None and self.denoiser.pack is not pack:
+        if self.denoiser is None or self.denoiser.pack is not pack:
             self._close_denoiser()
-        if self.denoiser is None:
             self.denoiser = Denoiser(
                 self.backbone,
                 pack,

@@ -4,13 +4,14 @@ import json
 import os
 import re
 import signal
+import subprocess
 from pathlib import Path
 
 import crashes
 import pytest
 import torch
 from PIL import Image
-from runs import matrices, start, two_ranks, wait_for
+from runs import DDP, children, matrices, start, two_ranks, wait_for
 from safetensors.torch import save_file
 
 from diffstyler.adapters import WEIGHTS_NAME, LoRAIdentity, LoRALibrary
@@ -173,12 +174,12 @@ def done_by_two(told: str) -> int:
 
 
 def test_two_ranks_share_the_jobs(command, expected, tmp_path):
-    folder = tmp_path / "loras"
-    code, told, error = start(command, folder).ended()
-    assert code == 0, error
+    process = start(command, tmp_path, *DDP, stdout=subprocess.PIPE)
+    told, error = process.communicate(timeout=120)
+    assert process.returncode == 0, error
     assert done_by_two(told) == len(expected)
-    assert weights(folder) == expected
-    assert list((folder / ".unfinished").iterdir()) == []
+    assert weights(tmp_path) == expected
+    assert list((tmp_path / ".unfinished").iterdir()) == []
 
 
 def test_fewer_jobs_than_ranks(command, expected, tmp_path):
@@ -210,15 +211,14 @@ def test_a_team_needs_a_row_for_each_rank(command, tmp_path):
 
 def test_a_killed_run_goes_on_with_another_number_of_ranks(command, expected, tmp_path):
     """One of two ranks is killed; tests/faults/test_crashes.py kills runs as a whole."""
-    folder = tmp_path / "loras"
-    process = start(command, folder, fork=True)
-    wait_for(folder, ".unfinished/*.pt")
-    os.kill(process.children()[0], signal.SIGKILL)
-    code, _, error = process.ended()
-    assert code == 1, error
-    assert fit(command, folder) == 0
-    assert weights(folder) == expected
-    assert list((folder / ".unfinished").iterdir()) == []
+    process = start(command, tmp_path, *DDP)
+    wait_for(tmp_path, ".unfinished/*.pt")
+    os.kill(children(process)[0], signal.SIGKILL)
+    _, error = process.communicate(timeout=120)
+    assert process.returncode == 1, error
+    assert fit(command, tmp_path) == 0
+    assert weights(tmp_path) == expected
+    assert list((tmp_path / ".unfinished").iterdir()) == []
 
 
 def test_a_terminated_run_says_so_and_goes_on(command, expected, tmp_path):

@@ -1,14 +1,11 @@
 """FastSAM's candidates: which of them a prompt means, and how little ultralytics may do to the process."""
 
-import atexit
 import hashlib
 import importlib.util
 import json
-import multiprocessing
 import os
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +15,6 @@ from PIL import Image
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizer
 
 from diffstyler.backbones.source import EMBEDDED
-from diffstyler.cli.main import main
 from diffstyler.masking import NothingFoundError, fastsam
 from diffstyler.masking.fastsam import FastSAMMasker, fetch_weights
 
@@ -509,34 +505,13 @@ def test_nothing_is_written_but_temporary_files(process):
     assert process["left"] == []
 
 
-def name_ultralytics(home: Path, told: Path) -> None:
-    """In a process of its own, which has not imported ultralytics."""
-    for name in [name for name in sys.modules if name.partition(".")[0] == "ultralytics"]:
-        del sys.modules[name]
-    for name in [name for name in os.environ if name.startswith(("YOLO", "ULTRALYTICS"))]:
-        del os.environ[name]
-    os.environ.update(HOME=str(home), XDG_CONFIG_HOME=str(home / "config"), TMPDIR=str(home))
-    os.chdir(home)
-    tempfile.tempdir = None
-    atexit._clear()  # of the tests' process
-    with told.open("w") as sys.stderr:
-        try:
-            code = main(["masks", "--masker", "ultralytics.FastSAM"])
-        except SystemExit as stopped:
-            code = stopped.code
-        atexit._run_exitfuncs()
-        print(f"ended with {code}", file=sys.stderr)
-
-
-@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
-def test_a_command_line_that_names_ultralytics_writes_nothing_at_home(tmp_path):
-    """A class path is read, and may be imported, long before any masker is made."""
-    home, told = tmp_path / "home", tmp_path / "told"
-    home.mkdir()
-    process = multiprocessing.get_context("fork").Process(target=name_ultralytics, args=(home, told))
-    process.start()
-    process.join(200)
-    process.kill()
-    assert "ended with 2" in told.read_text()
-    assert "ultralytics.FastSAM" in told.read_text()
-    assert list(home.iterdir()) == []
+def test_a_command_line_that_imports_ultralytics_writes_nothing_at_home(tmp_path):
+    """A class path is imported while it is read, long before any masker is made."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("YOLO", "ULTRALYTICS"))}
+    environment |= {"HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path / "config"), "TMPDIR": str(tmp_path)}
+    environment |= {"MPLCONFIGDIR": str(tmp_path.parent / "matplotlib")}
+    command = [sys.executable, "-m", "diffstyler", "masks", "--masker", "ultralytics.FastSAM"]
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 2
+    assert "ultralytics.FastSAM" in done.stderr
+    assert list(tmp_path.iterdir()) == []

@@ -3,7 +3,6 @@
 import gc
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -119,25 +118,6 @@ def test_csv_rows_and_nested_regions_make_the_same_picture(studio, tiny_dir):
     assert sidecar(studio, out="csv")["key"] == sidecar(studio, out="jsonl")["key"]
 
 
-@pytest.fixture(scope="module")
-def unchanged() -> dict[str, bytes]:
-    """What ``plain`` has made, by its settings."""
-    return {}
-
-
-@pytest.fixture
-def plain(studio, tiny_dir, unchanged) -> Callable[..., bytes]:
-    """Settings -> the picture of one region by them, made once."""
-
-    def make(**settings) -> bytes:
-        if (key := repr(settings)) not in unchanged:
-            local = regions(studio, {"mask": "box: 11,9,50,43"})
-            unchanged[key] = pixels(stylize(studio, tiny_dir, local, out="plain", **settings)[0])
-        return unchanged[key]
-
-    return make
-
-
 @pytest.mark.parametrize(
     "change",
     [
@@ -153,13 +133,14 @@ def plain(studio, tiny_dir, unchanged) -> Callable[..., bytes]:
 def test_every_setting_of_localized_transfer_has_an_effect(studio, tiny_dir, plain, change):
     local = regions(studio, {"mask": "box: 11,9,50,43"})
     changed = stylize(studio, tiny_dir, local, **{"keep_outside": False, **change})[0]
-    assert plain(keep_outside=True, fusion=FuseLatents()) != pixels(changed)
+    assert plain(local, keep_outside=True, fusion=FuseLatents()) != pixels(changed)
 
 
 @pytest.mark.parametrize("change", [{"inject_features": 0.0}, {"inject_attention": 0.0}, {"start": 0.5}, {"stop": 0.4}])
 def test_every_field_of_a_region_has_an_effect(studio, tiny_dir, plain, change):
-    (changed,) = stylize(studio, tiny_dir, regions(studio, {"mask": "box: 11,9,50,43", **change}))
-    assert plain() != pixels(changed)
+    box = {"mask": "box: 11,9,50,43"}
+    (changed,) = stylize(studio, tiny_dir, regions(studio, {**box, **change}))
+    assert plain(regions(studio, box)) != pixels(changed)
 
 
 def test_a_region_alone_is_the_same_beside_another_picture(studio, tiny_dir):

@@ -9,7 +9,7 @@ from pathlib import Path
 import crashes
 import pytest
 from PIL import Image
-from runs import row, start, stylize, two_ranks, wait_for
+from runs import DDP, children, row, start, stylize, two_ranks, wait_for
 
 from diffstyler.cli.main import main
 from diffstyler.farm.ranks import RankFarm, Told, sweep_ranks
@@ -109,8 +109,9 @@ def pictures(folder: Path) -> dict[str, bytes]:
 
 
 def test_two_ranks_make_the_pictures_and_tell_failures_once(command, studio):
-    code, _, error = start(command, studio / "loras").ended()
-    assert code == 1, error
+    process = start(command, studio / "loras", *DDP)
+    _, error = process.communicate(timeout=120)
+    assert process.returncode == 1, error
     assert error.count("4 pictures could not be made") == 1
     failures = [json.loads(line) for line in (studio / "out" / "failures.jsonl").read_text().splitlines()]
     assert sorted(failure["id"] for failure in failures) == ["bad1-gold", "bad1-tomato", "bad2-gold", "bad2-tomato"]
@@ -131,11 +132,11 @@ def test_fewer_rows_than_ranks(command, studio):
 
 def test_a_killed_rank_is_noticed_and_only_its_rows_are_made_again(command, studio):
     options = ("--data.manifest", str(studio / "good.csv"), "--model.num_inference_steps", "20")
-    process = start([*command, *options], studio / "loras", fork=True)
+    process = start([*command, *options], studio / "loras", *DDP)
     wait_for(studio / "out", "*.png")
-    os.kill(process.children()[0], signal.SIGKILL)
-    code, _, error = process.ended()
-    assert code == 1, error
+    os.kill(children(process)[0], signal.SIGKILL)
+    _, error = process.communicate(timeout=120)
+    assert process.returncode == 1, error
     assert re.search(r"a rank ended early, \d pictures are missing \(.*run the same again", error)
     assert not (studio / "out" / ".ranks").exists()
     before = {file: file.stat().st_mtime_ns for file in (studio / "out").glob("*.png")}
@@ -147,7 +148,7 @@ def test_a_killed_rank_is_noticed_and_only_its_rows_are_made_again(command, stud
 
 
 def test_a_terminated_run_says_so(command, studio):
-    more = ["--lora_dir", str(studio / "loras"), "--model.num_inference_steps", "12"]
+    more = ["--lora_dir", str(studio / "loras"), "--model.num_inference_steps", "20"]
     process = crashes.start([*command, *more], studio / "out")
     wait_for(studio / "out", "*.png")
     os.kill(process, signal.SIGTERM)
